@@ -1,0 +1,1 @@
+"""Python SDK for a Janus mesh, over gRPC."""

@@ -1,0 +1,1 @@
+"""Model families, checkpoints, tokenizer and chat template."""

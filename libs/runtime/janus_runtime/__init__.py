@@ -1,0 +1,1 @@
+"""What every Janus service shares: settings, gRPC server and channel, coordination, telemetry, errors."""

@@ -1,0 +1,1 @@
+"""In-process mesh, real-process mesh and tiny checkpoints for tests."""

@@ -1,0 +1,1 @@
+"""The exchange: framed tensors between workers over UCX or in process."""

@@ -1,0 +1,1 @@
+"""Janus protobuf contracts (janus.v1), generated code."""

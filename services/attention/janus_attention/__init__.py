@@ -1,0 +1,1 @@
+"""Attention worker: owns sequences from prompt to last token."""

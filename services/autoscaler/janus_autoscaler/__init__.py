@@ -1,0 +1,1 @@
+"""SLO-aware autoscaler: observes demand and step times."""

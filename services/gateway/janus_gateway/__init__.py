@@ -1,0 +1,1 @@
+"""The door: gRPC and OpenAI-compatible HTTP."""

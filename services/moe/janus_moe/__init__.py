@@ -1,0 +1,1 @@
+"""MoE worker: gating, activation scheduling, expert FFNs, partial sums."""

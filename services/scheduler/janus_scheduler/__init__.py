@@ -1,0 +1,1 @@
+"""Central activation scheduler: membership, cohort epochs, replica layout."""
