@@ -6,10 +6,14 @@ namespace is ``janus``):
 ====================================  =======================================================
 ``{ns}:member``                       counter: unique number for each incarnation of a worker
 ``{ns}:lease:<role>:<worker_id>``     :class:`Lease`, JSON, expires unless renewed
-``{ns}:leader``                       fencing token of the scheduler in office, expires
+``{ns}:workers``                      set: ``<role>:<worker_id>`` of every lease, some perhaps expired
+``{ns}:leader``                       fencing token and worker id of the scheduler in office, expires
+``{ns}:leader:token``                 counter: fencing tokens
 ``{ns}:epoch``                        counter: cohort epochs, never reused
 ``{ns}:cohort``                       :class:`CohortRecord`, JSON, written only by the scheduler
 ``{ns}:layout:<version>``             :class:`LayoutRecord`, JSON
+``{ns}:layouts``                      list: versions of the layouts kept
+``{ns}:objective``                    the autoscaler's objective, JSON
 ``{ns}:stats:<worker_id>``            stream: what a worker measured, bounded length
 ``{ns}:events``                       pub/sub: a line each time a lease or the cohort changes
 ====================================  =======================================================

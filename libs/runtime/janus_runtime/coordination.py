@@ -1,0 +1,259 @@
+"""Coordination through Redis: leases, the cohort record and its epochs, layouts, the scheduler's office,
+statistics. Redis holds coordination state only; while it is away, what runs goes on running."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from janus_runtime import _scripts
+from janus_runtime._events import POLL_S, EventHub, Watcher
+from janus_runtime._redis import RedisCalls, shown_url
+from janus_runtime.errors import JanusError, StaleLeader
+from janus_runtime.lease import Keys, LeaseKeeper
+from janus_runtime.records import CohortRecord, LayoutRecord, Lease, RecordError, Role
+from janus_runtime.settings import ServiceSettings
+from janus_runtime.startup import Startup
+
+log = logging.getLogger("janus.coordination")
+
+R = TypeVar("R", Lease, CohortRecord, LayoutRecord)
+
+STATS_LENGTH = 256
+"""Samples kept per worker, about."""
+STATS_KEEP_S = 3600
+"""A worker's samples outlive its last one by this long."""
+LAYOUTS_KEPT = 8
+"""Layout versions kept; older ones are NOT_FOUND."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsSample:
+    """What a worker reported at one time."""
+
+    time_s: float
+    """Redis's clock, seconds since the Unix epoch."""
+    values: Mapping[str, float]
+
+
+class Coordination:
+    """One per process; close it last."""
+
+    def __init__(self, redis: RedisCalls, namespace: str, lease_ttl_s: float) -> None:
+        self._redis = redis
+        self._keys = Keys(namespace)
+        self._ttl_s = lease_ttl_s
+        self._hub = EventHub(redis, self._keys.events)
+        self._complained: dict[str, str] = {}
+
+    @classmethod
+    async def connect(cls, settings: ServiceSettings, startup: Startup | None = None) -> Coordination:
+        """Wait for Redis, saying so, up to ``settings.redis_wait_s``; then Unavailable."""
+        redis = RedisCalls(settings.redis_url)
+        startup = startup or Startup("client", settings.worker_id or "janus")
+        try:
+            await redis.wait_until_up(startup, settings.redis_wait_s)
+        except BaseException:
+            await redis.close()
+            raise
+        return cls(redis, settings.namespace, settings.lease_ttl_s)
+
+    @property
+    def url(self) -> str:
+        """Where Redis is, without credentials."""
+        return shown_url(self._redis.url)
+
+    async def close(self) -> None:
+        """Stop listening and close the connections; leases are their keepers' business."""
+        await self._hub.close()
+        await self._redis.close()
+
+    # -- leases ---------------------------------------------------------------------------------------
+
+    async def allocate_member(self) -> int:
+        """A number no incarnation of any worker had before; fits 32 bits."""
+        return int(await self._redis.script("allocate member", _scripts.UNIQUE, [self._keys.member], []))
+
+    async def register(self, lease: Lease) -> LeaseKeeper:
+        """Write the lease and keep it alive; allocates ``member`` when the lease has 0.
+
+        The same worker id registered again takes it over: the former keeper's ``superseded`` is set.
+        """
+        if lease.member == 0:
+            lease = dataclasses.replace(lease, member=await self.allocate_member())
+        keeper = LeaseKeeper(self._redis, self._keys, lease, self._ttl_s)
+        await keeper.start()
+        return keeper
+
+    async def workers(self, role: Role | str | None = None) -> list[Lease]:
+        """Every live lease, by role and worker id; records that cannot be read are skipped and logged."""
+        found = await self._redis.call(
+            "list workers", lambda: self._redis.client.smembers(self._keys.workers)
+        )
+        entries = sorted(e.decode("utf-8", "replace") for e in found)
+        if role is not None:
+            entries = [e for e in entries if e.startswith(f"{Role(role)}:")]
+        if not entries:
+            return []
+        keys = [self._keys.lease(e) for e in entries]
+        raw = await self._redis.call("read leases", lambda: self._redis.client.mget(keys))
+        gone = [e for e, value in zip(entries, raw, strict=True) if value is None]
+        if gone:
+            index = [self._keys.workers, *(self._keys.lease(e) for e in gone)]
+            await self._redis.script("forget leases", _scripts.PRUNE_INDEX, index, list(gone))
+        leases = (self._parse(Lease, key, value) for key, value in zip(keys, raw, strict=True))
+        return [lease for lease in leases if lease is not None]
+
+    # -- cohort and layout ----------------------------------------------------------------------------
+
+    async def cohort(self) -> CohortRecord | None:
+        """The cohort in force; None before the first."""
+        raw = await self._redis.call("read cohort", lambda: self._redis.client.get(self._keys.cohort))
+        return self._parse(CohortRecord, self._keys.cohort, raw)
+
+    async def layout(self, version: int) -> LayoutRecord | None:
+        """A layout by version; None when it never was or is too old."""
+        key = self._keys.layout(version)
+        return self._parse(
+            LayoutRecord, key, await self._redis.call("read layout", lambda: self._redis.client.get(key))
+        )
+
+    async def watch_cohort(self) -> AsyncIterator[CohortRecord]:
+        """The cohort in force, once there is one, then each later one. Outlives Redis: it never raises for it."""
+        last: CohortRecord | None = None
+        complained = False
+        with self._hub.watch("cohort") as watcher:
+            while True:
+                try:
+                    current = await self.cohort()
+                except JanusError as error:
+                    if not complained:
+                        log.warning("cohort: keeping epoch %d: %s", last.epoch if last else 0, error)
+                    complained = True
+                    await watcher.wait(1.0)
+                    continue
+                complained = False
+                if current is not None and current != last:
+                    last = current
+                    yield current
+                    continue
+                await watcher.wait(POLL_S)
+
+    def watch_events(self, *prefixes: str) -> AbstractContextManager[Watcher]:
+        """``with coordination.watch_events("lease") as w: await w.wait(timeout_s)`` wakes at the next event."""
+        return self._hub.watch(*prefixes)
+
+    # -- the scheduler's office -----------------------------------------------------------------------
+
+    async def acquire_leader(self, worker_id: str, ttl_s: float) -> int | None:
+        """A fencing token, larger than any before; None while another scheduler is in office."""
+        keys = [self._keys.leader, self._keys.leader_token]
+        token = await self._redis.script(
+            "take office", _scripts.ACQUIRE_LEADER, keys, [worker_id, int(ttl_s * 1000)]
+        )
+        return int(token) or None
+
+    async def renew_leader(self, worker_id: str, token: int, ttl_s: float) -> bool:
+        """False when the office is lost."""
+        args: list[str | int | bytes] = [f"{token} {worker_id}", int(ttl_s * 1000)]
+        return bool(
+            await self._redis.script("renew office", _scripts.RENEW_LEADER, [self._keys.leader], args)
+        )
+
+    async def resign_leader(self, worker_id: str, token: int) -> None:
+        """Leave the office, so that a standby need not wait for it to expire."""
+        await self._redis.script(
+            "leave office", _scripts.RESIGN_LEADER, [self._keys.leader], [f"{token} {worker_id}"]
+        )
+
+    async def leader(self) -> str | None:
+        """Worker id of the scheduler in office."""
+        raw = await self._redis.call("read leader", lambda: self._redis.client.get(self._keys.leader))
+        return raw.decode("utf-8", "replace").partition(" ")[2] if raw else None
+
+    async def next_epoch(self, floor: int = 0) -> int:
+        """A new epoch above ``floor`` (the largest epoch any live worker runs), never given twice."""
+        return int(await self._redis.script("next epoch", _scripts.NEXT_EPOCH, [self._keys.epoch], [floor]))
+
+    async def publish_cohort(self, record: CohortRecord, layout: LayoutRecord, fencing_token: int) -> None:
+        """Write cohort and layout in one step and announce them.
+
+        StaleLeader when the token is not the one in office or a later epoch is already published.
+        """
+        keys = self._keys
+        result = await self._redis.script(
+            "publish cohort",
+            _scripts.PUBLISH_COHORT,
+            [keys.leader, keys.cohort, keys.layout(layout.version), keys.layouts, keys.events, keys.epoch],
+            [
+                str(fencing_token), record.to_json(), record.epoch, layout.to_json(), layout.version,
+                f"cohort {record.epoch}", keys.layout_prefix, LAYOUTS_KEPT,
+            ],
+        )  # fmt: skip
+        if result == 1:
+            return
+        cause = "another scheduler is in office" if result == 0 else "a later epoch is already published"
+        raise StaleLeader(
+            f"cohort epoch {record.epoch} was refused: {cause}",
+            next_step="Nothing is lost: the scheduler in office publishes.",
+        )
+
+    # -- statistics -----------------------------------------------------------------------------------
+
+    async def report_stats(self, worker_id: str, values: Mapping[str, float]) -> None:
+        """Append what a worker measured (cumulative counters and gauges); at most once a second, please."""
+        if not values:
+            return
+        key = self._keys.stats(worker_id)
+        fields: dict[Any, Any] = {name: repr(float(value)) for name, value in values.items()}
+        pipe = self._redis.client.pipeline(transaction=False)
+        pipe.xadd(key, fields, maxlen=STATS_LENGTH, approximate=True)
+        pipe.expire(key, STATS_KEEP_S)
+        await self._redis.call("report statistics", pipe.execute)
+
+    async def read_stats(self, worker_id: str, *, window_s: float = 60.0) -> list[StatsSample]:
+        """Samples of the last ``window_s`` seconds, oldest first; malformed ones are skipped."""
+        key, least = self._keys.stats(worker_id), f"{max(0, int((time.time() - window_s) * 1000))}-0"
+        raw = await self._redis.call("read statistics", lambda: self._redis.client.xrange(key, min=least))
+        samples = []
+        for entry_id, fields in raw or ():
+            try:
+                values = {k.decode(): float(v) for k, v in fields.items()}
+                samples.append(StatsSample(time_s=int(entry_id.split(b"-")[0]) / 1000, values=values))
+            except (ValueError, AttributeError) as error:
+                self._complain(key, f"sample {entry_id!r}: {error}")
+        return samples
+
+    # -- the autoscaler's objective -------------------------------------------------------------------
+
+    async def read_objective(self) -> bytes | None:
+        """What :meth:`write_objective` kept."""
+        value: bytes | None = await self._redis.call(
+            "read objective", lambda: self._redis.client.get(self._keys.objective)
+        )
+        return value
+
+    async def write_objective(self, value: str) -> None:
+        """Keep the autoscaler's objective."""
+        await self._redis.call("write objective", lambda: self._redis.client.set(self._keys.objective, value))
+
+    def _parse(self, cls: type[R], key: str, raw: bytes | None) -> R | None:
+        if raw is None:
+            return None
+        try:
+            record = cls.from_json(raw)
+        except RecordError as error:
+            self._complain(key, str(error))
+            return None
+        self._complained.pop(key, None)
+        return record
+
+    def _complain(self, key: str, text: str) -> None:
+        if self._complained.get(key) != text:  # once per cause, not once per poll
+            self._complained[key] = text
+            log.error("%s holds what Janus did not write, ignored: %s", key, text)
