@@ -94,7 +94,7 @@ class EventHub:
                 lost = True
             finally:
                 with contextlib.suppress(rx.RedisError, OSError, TimeoutError):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    await pubsub.aclose()
             await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:

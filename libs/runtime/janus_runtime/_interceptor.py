@@ -24,9 +24,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method.startswith(_UNTRACED):
@@ -39,12 +39,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
         inner = getattr(handler, make.__name__.removesuffix("_rpc_method_handler"))
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        wrapped: grpc.RpcMethodHandler = make(
+        return make(
             wrap(inner, method, metadata),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
-        return wrapped
 
 
 _MAKERS: dict[tuple[bool, bool], Callable[..., Any]] = {

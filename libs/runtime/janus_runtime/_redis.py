@@ -32,13 +32,13 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def open_client(url: str) -> aioredis.Redis:
+def open_client(url: str) -> Any:
     """A client for ``url``; connects at the first call. InvalidArgument for an URL that cannot be one."""
     allowed = "redis://host:port/db, rediss://host:port/db or unix:///path/to/socket"
     if not url.startswith(_SCHEMES):
         raise InvalidArgument("not a Redis URL", field="--redis-url", value=shown_url(url), allowed=allowed)
     try:
-        client: aioredis.Redis = aioredis.Redis.from_url(
+        return aioredis.Redis.from_url(
             url,
             protocol=2,
             socket_timeout=CALL_TIMEOUT_S,
@@ -50,7 +50,6 @@ def open_client(url: str) -> aioredis.Redis:
         raise InvalidArgument(
             f"not a Redis URL: {error}", field="--redis-url", value=shown_url(url), allowed=allowed
         ) from error
-    return client
 
 
 def to_janus(error: BaseException, url: str, what: str) -> JanusError:
@@ -85,7 +84,8 @@ class RedisCalls:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.client = open_client(url)
+        # Any: redis-py types answers as str or bytes whatever decode_responses says; ours are bytes.
+        self.client: Any = open_client(url)
         self._scripts: dict[str, Any] = {}
 
     async def call(self, what: str, make: Callable[[], Awaitable[T]]) -> T:

@@ -4,7 +4,7 @@ comes back empty because they are at least the seconds since 2025 began."""
 from __future__ import annotations
 
 UNIQUE = """
--- KEYS[1] counter. Returns a number larger than any given out before, also after the counter was lost.
+-- KEYS[1] counter. Returns a number larger than any before, also after the counter was lost.
 local now = tonumber(redis.call('TIME')[1]) - 1735689600
 local last = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
 local next = math.max(last + 1, now)
@@ -13,8 +13,9 @@ return next
 """
 
 WRITE_LEASE = """
--- KEYS: lease, index of leases, events. ARGV: json, ttl ms, member, index entry, event text, announce ('1'/'0')
--- Returns 1 when written, 0 when a later incarnation of the same worker id holds the lease.
+-- KEYS: lease, index of leases, events
+-- ARGV: json, ttl ms, member, index entry, event text, announce ('1'/'0')
+-- Returns 1 when written, 0 when a later incarnation of the same worker id holds it.
 local held = redis.call('GET', KEYS[1])
 if held then
   local ok, record = pcall(cjson.decode, held)
@@ -47,7 +48,8 @@ return 1
 """
 
 ACQUIRE_LEADER = """
--- KEYS: leader, token counter. ARGV: worker id, ttl ms. Returns a new fencing token, 0 when someone is in office.
+-- KEYS: leader, token counter. ARGV: worker id, ttl ms
+-- Returns a new fencing token, 0 when someone is in office.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 local now = tonumber(redis.call('TIME')[1]) - 1735689600
 local token = math.max((tonumber(redis.call('GET', KEYS[2]) or '0') or 0) + 1, now)
@@ -78,7 +80,8 @@ return next
 
 PUBLISH_COHORT = """
 -- KEYS: leader, cohort, layout, list of layout versions, events, epoch counter
--- ARGV: token, cohort json, epoch, layout json, layout version, event text, prefix of layout keys, layouts kept
+-- ARGV: token, cohort json, epoch, layout json, layout version, event text, prefix of layout keys,
+--   layouts kept
 -- Returns 1; 0 when the token is not the one in office; -1 when a later epoch is published already.
 local leader = redis.call('GET', KEYS[1])
 if not leader or string.match(leader, '^(%d+) ') ~= ARGV[1] then return 0 end

@@ -66,7 +66,7 @@ def _with_context(details: ClientCallDetails) -> ClientCallDetails:
         return details
     metadata = Metadata(*(details.metadata or ()))
     for key, value in carrier.items():
-        if key not in metadata:
+        if metadata.get(key) is None:
             metadata.add(key, value)
     return ClientCallDetails(
         details.method, details.timeout, metadata, details.credentials, details.wait_for_ready

@@ -124,7 +124,7 @@ class Coordination:
         )
 
     async def watch_cohort(self) -> AsyncIterator[CohortRecord]:
-        """The cohort in force, once there is one, then each later one. Outlives Redis: it never raises for it."""
+        """The cohort in force, once there is one, then each later one; a lost Redis does not end it."""
         last: CohortRecord | None = None
         complained = False
         with self._hub.watch("cohort") as watcher:
@@ -145,7 +145,7 @@ class Coordination:
                 await watcher.wait(POLL_S)
 
     def watch_events(self, *prefixes: str) -> AbstractContextManager[Watcher]:
-        """``with coordination.watch_events("lease") as w: await w.wait(timeout_s)`` wakes at the next event."""
+        """``with coordination.watch_events("lease") as w: await w.wait(timeout_s)``: the next event."""
         return self._hub.watch(*prefixes)
 
     # -- the scheduler's office -----------------------------------------------------------------------

@@ -207,7 +207,8 @@ def from_rpc_error(error: grpc.RpcError) -> JanusError:
     text = error.details() or code.name.lower().replace("_", " ")
     cls = _BY_CODE.get(code, Internal)
     result = cls(text)
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
         if key == DETAILS_KEY:
             _fill(result, value)
     return result

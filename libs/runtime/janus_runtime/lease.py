@@ -51,7 +51,7 @@ class Keys:
 
 
 class LeaseKeeper:
-    """Made by :meth:`Coordination.register`. Outlives Redis: while it is away, changes wait and serving goes on."""
+    """Made by :meth:`Coordination.register`. While Redis is away changes wait and serving goes on."""
 
     def __init__(self, redis: RedisCalls, keys: Keys, lease: Lease, ttl_s: float) -> None:
         self._redis = redis

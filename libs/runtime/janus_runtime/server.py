@@ -55,7 +55,7 @@ class GrpcServer:
         self.port = 0
 
     def add(self, add_to_server: Callable[[Any, Any], None], servicer: Any, name: str) -> None:
-        """Register a servicer; before :meth:`start`. ``name`` is the full service name, for reflection and health."""
+        """Register a servicer; before :meth:`start`. ``name``: full name, for reflection and health."""
         add_to_server(servicer, self._server)
         self._services.append(name)
 
@@ -70,8 +70,8 @@ class GrpcServer:
             self.port = self._bind(bind)
         except RuntimeError as error:
             raise FailedPrecondition(
-                f"{self._role}: cannot listen on {bind}: port {self._settings.grpc_port} is in use or the address "
-                "is not of this machine",
+                f"{self._role}: cannot listen on {bind}: port {self._settings.grpc_port} is in use "
+                "or the address is not of this machine",
                 reason="PORT_IN_USE",
                 next_step="Choose another --grpc-port (0 picks a free one) or --host.",
             ) from error
@@ -82,8 +82,11 @@ class GrpcServer:
         settings = self._settings
         if not settings.tls_cert:
             return self._server.add_insecure_port(bind)
-        key, cert = read_pem(settings.tls_key, "--tls-key"), read_pem(settings.tls_cert, "--tls-cert")
+        key = read_pem(settings.tls_key, "--tls-key")
+        cert = read_pem(settings.tls_cert, "--tls-cert")
         authority = read_pem(settings.tls_ca, "--tls-ca")
+        if key is None or cert is None:
+            raise FailedPrecondition("a certificate and its key go together", field="--tls-cert / --tls-key")
         credentials = grpc.ssl_server_credentials(
             [(key, cert)], root_certificates=authority, require_client_auth=authority is not None
         )

@@ -93,7 +93,7 @@ class ServiceSettings:
     tls_key: str = ""
     """PEM private key of this worker."""
     tls_ca: str = ""
-    """PEM authorities that peers' certificates must come from; set on a server, clients must show one (mTLS)."""
+    """PEM authorities that sign peers' certificates; a server then demands one of each client (mTLS)."""
 
     @property
     def advertised(self) -> str:

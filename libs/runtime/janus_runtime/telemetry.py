@@ -102,7 +102,7 @@ def tracer() -> Tracer:
 
 
 def inject_context(carrier: MutableMapping[str, str]) -> None:
-    """Put the current span's ``traceparent`` (and ``tracestate``) into ``carrier``; nothing without a span."""
+    """Put the current span's ``traceparent`` into ``carrier``; nothing when there is no span."""
     _propagator.inject(carrier)
 
 
