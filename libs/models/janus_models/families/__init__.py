@@ -1,0 +1,17 @@
+"""The model families Janus serves: one torch-free file per family and one row here.
+
+A family says how its checkpoint spells things: names of tensors, names of config fields, and a few
+flags. Everything that computes is shared (``decoder.py``, ``experts.py``).
+"""
+
+from __future__ import annotations
+
+from janus_models.families.base import Family
+from janus_models.families.mixtral import MIXTRAL
+from janus_models.families.qwen3_moe import QWEN3_MOE
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN3_MOE)}
+"""Implemented families by ``model_type``."""
+
+PLANNED = ("qwen2_moe", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+"""Families on the supported list that have no file here yet."""

@@ -1,0 +1,46 @@
+"""The paged KV cache and the description of one step's batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchMeta:
+    """T tokens of B sequences, those of one sequence together and in order. Prefill and decode mix freely."""
+
+    positions: torch.Tensor
+    """int64 [T]: position of each token in its sequence"""
+    query_starts: torch.Tensor
+    """int32 [B+1]: sequence i has the tokens query_starts[i] .. query_starts[i+1]"""
+    context_lens: torch.Tensor
+    """int32 [B]: tokens in the cache of each sequence once this step's are written"""
+    block_tables: torch.Tensor
+    """int32 [B, max_blocks]: cache blocks of each sequence in order; entries past the context are not read"""
+    slots: torch.Tensor
+    """int64 [T]: where each token's key and value go: block * block_size + offset"""
+
+
+class KvCache:
+    """Keys and values of every layer: per layer [num_blocks, block_size, Hkv, hd] each."""
+
+    def __init__(self, *, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
+                 dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+        # Not zeroed: pages cost memory only once tokens are written to them.
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        return 2 * self.keys.numel() * self.keys.itemsize
+
+    def write(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
+        """Store [T, Hkv, hd] keys and values at flat slots."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots_T, key_TKH.to(self.keys.dtype))
+        self.values[layer].flatten(0, 1).index_copy_(0, slots_T, value_TKH.to(self.values.dtype))
