@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -43,10 +44,21 @@ log = logging.getLogger("janus.telemetry")
 _propagator = TraceContextTextMapPropagator()
 
 
+class _PresetIds(RandomIdGenerator):
+    """Random ids, except for a span whose id went over the wire before the span was recorded."""
+
+    preset = 0
+
+    def generate_span_id(self) -> int:
+        preset, self.preset = self.preset, 0
+        return preset or super().generate_span_id()
+
+
 class _Provider:
     """The process's tracer provider: one per process, as OpenTelemetry has it."""
 
     current: TracerProvider | None = None
+    ids = _PresetIds()
 
 
 def setup_telemetry(role: str, worker_id: str, settings: ServiceSettings) -> None:
@@ -68,7 +80,7 @@ def setup_telemetry(role: str, worker_id: str, settings: ServiceSettings) -> Non
             "service.instance.id": worker_id,
         }
     )
-    provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=_Provider.ids)
     provider.add_span_processor(QuietSpanProcessor(exporter))
     _Provider.current = provider
 
@@ -118,10 +130,14 @@ def record_span(
     trace_id: int,
     parent_span_id: int,
     attributes: Mapping[str, AttributeValue] | None = None,
+    *,
+    span_id: int = 0,
 ) -> int:
     """Record a span that was measured elsewhere (an engine process); returns its span id, 0 when dropped.
 
     Times are nanoseconds since the Unix epoch. ``trace_id`` 0 (a step without a traced request) is dropped.
+    ``span_id`` 0 draws one; another is used as it is, for spans whose id peers already know as a parent.
+    Call it from one thread of a process at a time.
     """
     if _Provider.current is None or not trace_id:
         return 0
@@ -129,6 +145,7 @@ def record_span(
         trace_id=trace_id, span_id=parent_span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
     )
     context = set_span_in_context(NonRecordingSpan(parent), Context())
+    _Provider.ids.preset = span_id
     span = tracer().start_span(name, context=context, attributes=attributes, start_time=start_ns)
     span.end(end_time=end_ns)
     return span.get_span_context().span_id
