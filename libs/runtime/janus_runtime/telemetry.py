@@ -23,7 +23,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from janus_runtime._logging import setup_logging
+from janus_runtime.logs import setup_logging
 from janus_runtime._spans import QuietSpanProcessor
 from janus_runtime.settings import ServiceSettings
 from janus_runtime.spanstore import LocalSpanStore, list_traces, read_trace
