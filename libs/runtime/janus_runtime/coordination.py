@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -123,7 +123,7 @@ class Coordination:
             LayoutRecord, key, await self._redis.call("read layout", lambda: self._redis.client.get(key))
         )
 
-    async def watch_cohort(self) -> AsyncIterator[CohortRecord]:
+    async def watch_cohort(self) -> AsyncGenerator[CohortRecord, None]:
         """The cohort in force, once there is one, then each later one; a lost Redis does not end it."""
         last: CohortRecord | None = None
         complained = False

@@ -106,7 +106,8 @@ class JanusError(Exception):
         """For ``context.abort_with_status`` of synchronous servers and for tests."""
         from grpc_status import rpc_status
 
-        return rpc_status.to_status(self.to_proto())
+        status: grpc.Status = rpc_status.to_status(self.to_proto())
+        return status
 
     def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
         """What ``context.abort`` of grpc.aio needs to carry the details."""

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from janus_runtime import _scripts
 from janus_runtime._redis import RedisCalls
@@ -96,6 +96,11 @@ class LeaseKeeper:
             return
         self._announce = True
         await self._try_write()
+
+    async def wait_superseded(self) -> NoReturn:
+        """Wait until another process takes the worker id over, then raise FailedPrecondition."""
+        await self.superseded.wait()
+        raise self._superseded_error()
 
     async def close(self) -> None:
         """Stop renewing and delete the lease; when Redis is away, it expires by itself."""

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from janus_runtime.errors import JanusError
@@ -31,13 +32,22 @@ def run_service(
     """
     try:
         code = asyncio.run(_main(async_main, stop_deadline_s))
-    except JanusError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        code = 1
-    except Exception:
-        log.exception("the service ended with an unexpected error; please report it")
+    except Exception as error:
+        cause = _janus_error(error)
+        if cause is not None:
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+        else:
+            log.exception("the service ended with an unexpected error; please report it")
         code = 1
     sys.exit(code)
+
+
+def _janus_error(error: Exception) -> JanusError | None:
+    """The error itself, or the first of a task group when all of its errors are JanusErrors."""
+    if isinstance(error, ExceptionGroup):
+        found = [_janus_error(e) for e in error.exceptions]
+        return found[0] if all(found) else None
+    return error if isinstance(error, JanusError) else None
 
 
 async def _main(async_main: Callable[[], Coroutine[Any, Any, None]], stop_deadline_s: float) -> int:
@@ -66,6 +76,14 @@ async def _main(async_main: Callable[[], Coroutine[Any, Any, None]], stop_deadli
         if not signals:
             raise
     return 0
+
+
+def package_version(name: str) -> str:
+    """Version of an installed distribution; empty when run from a source tree."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _end_now(why: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from janus_runtime.logs import setup_logging
 from janus_runtime._spans import QuietSpanProcessor
+from janus_runtime.logs import setup_logging
 from janus_runtime.settings import ServiceSettings
 from janus_runtime.spanstore import LocalSpanStore, list_traces, read_trace
 
@@ -47,10 +48,16 @@ _propagator = TraceContextTextMapPropagator()
 class _PresetIds(RandomIdGenerator):
     """Random ids, except for a span whose id went over the wire before the span was recorded."""
 
-    preset = 0
+    def __init__(self) -> None:
+        self._preset = threading.local()
+
+    def preset(self, span_id: int) -> None:
+        """The next id this thread asks for; 0: a random one."""
+        self._preset.id = span_id
 
     def generate_span_id(self) -> int:
-        preset, self.preset = self.preset, 0
+        preset = getattr(self._preset, "id", 0)
+        self._preset.id = 0
         return preset or super().generate_span_id()
 
 
@@ -80,7 +87,9 @@ def setup_telemetry(role: str, worker_id: str, settings: ServiceSettings) -> Non
             "service.instance.id": worker_id,
         }
     )
-    provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=_Provider.ids)
+    provider = TracerProvider(
+        sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=_Provider.ids
+    )
     provider.add_span_processor(QuietSpanProcessor(exporter))
     _Provider.current = provider
 
@@ -137,7 +146,6 @@ def record_span(
 
     Times are nanoseconds since the Unix epoch. ``trace_id`` 0 (a step without a traced request) is dropped.
     ``span_id`` 0 draws one; another is used as it is, for spans whose id peers already know as a parent.
-    Call it from one thread of a process at a time.
     """
     if _Provider.current is None or not trace_id:
         return 0
@@ -145,7 +153,7 @@ def record_span(
         trace_id=trace_id, span_id=parent_span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
     )
     context = set_span_in_context(NonRecordingSpan(parent), Context())
-    _Provider.ids.preset = span_id
+    _Provider.ids.preset(span_id)
     span = tracer().start_span(name, context=context, attributes=attributes, start_time=start_ns)
     span.end(end_time=end_ns)
     return span.get_span_context().span_id

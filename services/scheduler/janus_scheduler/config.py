@@ -1,0 +1,25 @@
+"""Settings of the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from janus_runtime.settings import ServiceSettings, setting
+
+POLICIES = ("optimal", "aebs", "token-balanced", "random")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings(ServiceSettings):
+    """What the scheduler needs to know."""
+
+    min_attention: int = setting(1, minimum=1, maximum=4096)
+    """Attention workers that must be ready before the first cohort forms."""
+    min_experts: int = setting(1, minimum=1, maximum=4096)
+    """MoE workers that must be ready before the first cohort forms."""
+    gating: str = setting("moe", choices=("moe", "attention"))
+    """Side that runs the router: moe (EGate) or attention (AGate)."""
+    scheduling: str = setting("optimal", choices=POLICIES)
+    """Activation scheduling policy."""
+    settle_s: float = setting(0.3, minimum=0, maximum=60)
+    """Seconds the set of ready workers must stay the same before a cohort forms."""

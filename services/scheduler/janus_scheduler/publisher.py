@@ -1,0 +1,202 @@
+"""The scheduler in office: reads leases, decides, publishes cohort and layout. A second one stands by."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from janus_runtime.coordination import Coordination
+from janus_runtime.errors import JanusError, StaleLeader
+from janus_runtime.records import CohortRecord, LayoutRecord, Lease
+
+from janus_scheduler.membership import Form, Keep, Rules, Settler, Wait, decide, to_member
+from janus_scheduler.placement import layers_round_robin
+
+log = logging.getLogger("janus.scheduler")
+
+ROUND_S = 1.0
+"""Leases are looked at this often without an event: one that expires makes none."""
+
+
+class Publisher:
+    """Runs until cancelled; :attr:`status` always says what it does or waits for."""
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        worker_id: str,
+        rules: Rules,
+        *,
+        settle_s: float,
+        lease_ttl_s: float,
+        on_status: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self._coordination = coordination
+        self._worker_id = worker_id
+        self._rules = rules
+        self._lease_ttl_s = lease_ttl_s
+        self._settler = Settler(settle_s)
+        self._on_status = on_status
+        self._token: int | None = None
+        self._blind_until = 0.0
+        self._refused: tuple[str, ...] = ()
+        self.status = "starting"
+        """One line for people."""
+        self.cohort: CohortRecord | None = None
+        """The last cohort seen or published; outlives Redis."""
+        self.layout: LayoutRecord | None = None
+        """Its layout."""
+
+    @property
+    def in_office(self) -> bool:
+        """True while this scheduler may publish."""
+        return self._token is not None
+
+    async def run(self) -> None:
+        """Look, decide, publish; at each event of a worker's lease and once a second."""
+        with self._coordination.watch_events("lease attention:", "lease moe:", "cohort") as watcher:
+            while True:
+                try:
+                    pause = await self.round(time.monotonic())
+                except StaleLeader as error:
+                    log.warning("%s", error)
+                    self._lose_office()
+                    pause = ROUND_S
+                except JanusError as error:
+                    await self._say(f"cannot coordinate: {error}", logging.WARNING)
+                    self._lose_sight()
+                    pause = ROUND_S
+                await watcher.wait(pause)
+
+    async def round(self, now: float) -> float:
+        """One look; returns the seconds until the next one is due. ``now`` is monotonic."""
+        if not await self._take_or_keep_office():
+            await self._remember()
+            await self._say(f"standing by for {await self._coordination.leader() or 'the office'}")
+            return ROUND_S
+        await self._restore()
+        leases = await self._coordination.workers()
+        # A cohort whose layout cannot be read is of no use to anyone: form another.
+        previous = self.cohort if self.layout is not None else None
+        decision = decide(leases, previous, self._rules, patient=now < self._blind_until)
+        self._log_refused(decision.refused)
+        if isinstance(decision, Keep):
+            self._settler.remaining(None, now)
+            await self._say(self._describe())
+        elif isinstance(decision, Wait):
+            self._settler.remaining(None, now)
+            await self._say("; ".join((decision.reason, *decision.refused)))
+        else:
+            # Load and detail in a lease change all the time; who and where is what must settle.
+            members = tuple(map(to_member, (*decision.attention, *decision.moe)))
+            left = self._settler.remaining(members, now)
+            if left > 0:
+                return min(left, ROUND_S)
+            await self._publish(decision, leases)
+        return ROUND_S
+
+    async def resign(self) -> None:
+        """Leave the office at once, for a standby."""
+        if self._token is not None:
+            token, self._token = self._token, None
+            await self._coordination.resign_leader(self._worker_id, token)
+
+    async def _take_or_keep_office(self) -> bool:
+        if self._token is not None:
+            if await self._coordination.renew_leader(self._worker_id, self._token, self._lease_ttl_s):
+                return True
+            self._lose_office()
+        self._token = await self._coordination.acquire_leader(self._worker_id, self._lease_ttl_s)
+        if self._token is not None:
+            log.info("in office, fencing token %d", self._token)
+        return self._token is not None
+
+    def _lose_office(self) -> None:
+        if self._token is not None:
+            log.warning("no longer in office")
+        self._token = None
+        self._lose_sight()
+
+    def _lose_sight(self) -> None:
+        """Workers renew within their time to live; until then a missing lease means nothing."""
+        self._blind_until = time.monotonic() + self._lease_ttl_s + ROUND_S
+
+    async def _remember(self) -> None:
+        """Standing by: know what is in force, should the office fall to us or Redis come back empty."""
+        record = await self._coordination.cohort()
+        if record is not None and record != self.cohort:
+            self.cohort = record
+            self.layout = await self._coordination.layout(record.layout_version)
+
+    async def _restore(self) -> None:
+        """In office: take over what is published; publish again what Redis has lost."""
+        assert self._token is not None
+        record = await self._coordination.cohort()
+        if record is None and self.cohort is not None and self.layout is not None:
+            log.warning("Redis has lost the cohort: publishing epoch %d again", self.cohort.epoch)
+            self._lose_sight()
+            await self._coordination.publish_cohort(self.cohort, self.layout, self._token)
+        elif record is not None and record != self.cohort:
+            self.cohort = record
+            self.layout = await self._coordination.layout(record.layout_version)
+
+    async def _publish(self, decision: Form, leases: Sequence[Lease]) -> None:
+        assert self._token is not None
+        known = [self.cohort.epoch if self.cohort else 0, *(lease.epoch for lease in leases)]
+        epoch = await self._coordination.next_epoch(max(known))
+        layout = build_layout(decision.moe, epoch, self.layout)
+        record = CohortRecord(
+            epoch=epoch,
+            attention=tuple(map(to_member, decision.attention)),
+            moe=tuple(map(to_member, decision.moe)),
+            layout_version=layout.version,
+            gating=self._rules.gating,
+            scheduling=self._rules.scheduling,
+            model=decision.attention[0].model,
+        )
+        await self._coordination.publish_cohort(record, layout, self._token)
+        self.cohort, self.layout = record, layout
+        log.info("epoch %d: %s", epoch, decision.reason)
+        await self._say(self._describe())
+
+    def _describe(self) -> str:
+        assert self.cohort is not None
+        c = self.cohort
+        return (
+            f"epoch {c.epoch}: {len(c.attention)} attention, {len(c.moe)} MoE, layout {c.layout_version}"
+            + "".join(f"; left out: {text}" for text in self._refused)
+        )
+
+    def _log_refused(self, refused: tuple[str, ...]) -> None:
+        for text in refused:
+            if text not in self._refused:
+                log.warning("left out of the cohort: %s", text)
+        self._refused = refused
+
+    async def _say(self, status: str, level: int = logging.INFO) -> None:
+        if status == self.status:
+            return
+        self.status = status
+        log.log(level, "%s", status)
+        if self._on_status is not None:
+            await self._on_status(status)
+
+
+def build_layout(moe: Sequence[Lease], version: int, previous: LayoutRecord | None) -> LayoutRecord:
+    """Round robin over the MoE ranks, replicas in spare slots; ``previous`` itself when it is the same.
+
+    Versions are the epochs that brought them: unique, and growing.
+    """
+    capacities = [lease.slots for lease in moe]
+    experts, layers = moe[0].num_experts, moe[0].moe_layers
+    placement = layers_round_robin(experts, capacities, layers)
+    slots = max(capacities)
+    if (
+        previous is not None
+        and previous.placement == placement
+        and previous.slots == slots
+        and previous.num_experts == experts
+    ):
+        return previous
+    return LayoutRecord(version=version, num_experts=experts, slots=slots, placement=placement)
