@@ -1,0 +1,212 @@
+"""The loop that both engines share: control messages, cohort adoption, waits that say whom they wait for.
+
+An engine is one thread with a transport and a link to its control process; no gRPC, no Redis. A step that a
+new cohort, a lost peer or a newer epoch interrupts is abandoned and, on attention workers, repeated whole.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from janus_transport import Exchange, PeerLost, Transport, WaitTimeout
+
+from janus_worker.link import ControlLink, Message
+from janus_worker.lockstep import CohortInbox, EngineCohort, Interrupted, NewerEpoch, ProtocolError
+
+_LOG = logging.getLogger("janus.worker")
+_REPORT_S = 1.0
+_FOREVER_S = 3600.0
+_SPANS_HELD = 4096
+
+
+class Stop(Exception):  # noqa: N818 - the ordinary way out
+    """The control process asked the engine to end."""
+
+
+class CohortEngine(abc.ABC):
+    """Base of :class:`janus_attention.engine.AttentionEngine` and :class:`janus_moe.engine.MoeEngine`."""
+
+    def __init__(
+        self, transport: Transport, link: ControlLink, *, member: int, max_payload: int, stall_s: float
+    ) -> None:
+        self.member = member
+        self.transport = transport
+        self.exchange = Exchange(transport, member=member, max_payload=max_payload)
+        self.inbox = CohortInbox(self.exchange)
+        self.cohort: EngineCohort | None = None
+        self.step = 0
+        self.asleep = True
+        self._link = link
+        self._stall_s = stall_s
+        self._announced: Message | None = None
+        self._spans: list[dict[str, Any]] = []
+        self._reported = 0.0
+
+    # What an engine adds ----------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def hello(self) -> dict[str, Any]:
+        """What the control process must know before the lease says ready."""
+
+    @abc.abstractmethod
+    def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
+        """Take up a cohort; the rank in it, or None when this worker is not a member."""
+
+    @abc.abstractmethod
+    def run_step(self) -> None:
+        """One step of the cohort, or a sleep until there is one."""
+
+    @abc.abstractmethod
+    def handle(self, message: Message) -> None:
+        """A control message other than cohort and stop."""
+
+    @abc.abstractmethod
+    def statistics(self) -> dict[str, float]:
+        """Cumulative counters and gauges for the control process."""
+
+    # The loop ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the control process stops the engine; raises ChildGone when it goes away."""
+        self._link.send(
+            {
+                "t": "hello",
+                "address": self.transport.address.hex(),
+                "transport": self.transport.describe(),
+                **self.hello(),
+            }
+        )
+        while True:
+            try:
+                if self._announced is not None:
+                    self._take_up(self._announced)
+                elif self.cohort is None:
+                    self._wait_for_cohort("the first one")
+                else:
+                    self.run_step()
+            except Stop:
+                self._link.flush()
+                return
+            except Interrupted:
+                continue
+            except NewerEpoch as newer:
+                self._leave(str(newer))
+            except PeerLost as lost:
+                self._fault(lost.member, "is gone")
+            except ProtocolError as error:
+                self._fault(error.member, str(error))
+
+    def _take_up(self, message: Message) -> None:
+        self._announced = None
+        cohort = EngineCohort.from_message(message.body)
+        self.cohort = None
+        rank = self.adopt(cohort, message.body)
+        if rank is None:
+            self._leave(f"this worker is not in epoch {cohort.epoch}")
+            return
+        self.cohort, self.step, self.asleep = cohort, 0, True
+        self._link.send({"t": "epoch", "epoch": cohort.epoch, "rank": rank, "layout_version": cohort.layout_version})
+        self.report(force=True)
+
+    def _fault(self, member: int, reason: str) -> None:
+        name = self.cohort.name(member) if self.cohort else f"member {member}"
+        _LOG.warning("step %d abandoned: %s %s; waiting for a new cohort", self.step, name, reason)
+        self._link.send({"t": "fault", "member": member, "reason": f"{name} {reason}"})
+        self._leave(f"{name} {reason}")
+
+    def _leave(self, why: str) -> None:
+        self.cohort = None
+        self._wait_for_cohort(why)
+
+    def _wait_for_cohort(self, why: str) -> None:
+        self._link.send({"t": "waiting", "detail": f"a cohort: {why}"})
+        self.report(force=True)
+        while self._announced is None:
+            self.wait(lambda: False, waiting_for=tuple, quiet=True)
+
+    # Waiting ----------------------------------------------------------------------------------
+
+    def wait(self, ready: Callable[[], bool], *, waiting_for: Callable[[], Iterable[int]], quiet: bool = False) -> bool:
+        """Wait for ``ready()``; True when it is, False after control messages were handled.
+
+        Each ``stall_s`` it says whom it waits for, unless ``quiet`` (nothing is due).
+        Raises Interrupted, Stop, NewerEpoch, PeerLost.
+        """
+        started = time.monotonic()
+        while True:
+            deadline = time.monotonic() + (_FOREVER_S if quiet else self._stall_s)
+            try:
+                if self.exchange.wait(
+                    ready, deadline=deadline, waiting_for=waiting_for, wake_fds=[self._link.fileno()]
+                ):
+                    return True
+                self.intake()
+                return False
+            except WaitTimeout:
+                if not quiet:
+                    self._stalled(time.monotonic() - started, waiting_for())
+
+    def await_(self, ready: Callable[[], bool], waiting_for: Callable[[], Iterable[int]]) -> None:
+        """Wait for ``ready()``, control messages handled meanwhile."""
+        while not self.wait(ready, waiting_for=waiting_for):
+            pass
+
+    def _stalled(self, seconds: float, members: Iterable[int]) -> None:
+        names = ", ".join(self.cohort.name(m) if self.cohort else f"member {m}" for m in members)
+        detail = f"step {self.step} of epoch {self.inbox.epoch} has waited {seconds:.0f} s for {names}"
+        _LOG.warning("%s", detail)
+        self._link.send({"t": "stall", "detail": detail})
+
+    def intake(self) -> None:
+        """Handle control messages. Raises Stop, or Interrupted for a new cohort."""
+        for message in self._link.poll():
+            kind = message.body.get("t")
+            if kind == "stop":
+                raise Stop
+            if kind == "cohort":
+                self._announced = message
+            else:
+                self.handle(message)
+        if self._announced is not None:
+            raise Interrupted
+
+    # Reports ----------------------------------------------------------------------------------
+
+    def tell(self, body: dict[str, Any], blob: bytes = b"") -> None:
+        """Send a message to the control process."""
+        self._link.send(body, blob)
+
+    def span(self, **span: Any) -> None:
+        """Keep a measured span until the next report; beyond a bound the oldest reports go first."""
+        self._spans.append(span)
+        if len(self._spans) >= _SPANS_HELD:
+            self._flush_spans()
+
+    def report(self, *, force: bool = False) -> None:
+        """Statistics and spans to the control process, at most once a second unless forced."""
+        now = time.monotonic()
+        if not force and now - self._reported < _REPORT_S:
+            return
+        self._reported = now
+        self._flush_spans()
+        exchange = self.exchange
+        self._link.send(
+            {
+                "t": "stats",
+                "stats": {
+                    **self.statistics(),
+                    "exchange_bytes_sent": exchange.bytes_sent,
+                    "exchange_bytes_received": exchange.bytes_received,
+                    "rejected_messages": exchange.rejected + self.inbox.stale,
+                },
+            }
+        )
+
+    def _flush_spans(self) -> None:
+        if self._spans:
+            spans, self._spans = self._spans, []
+            self._link.send({"t": "spans", "spans": spans})

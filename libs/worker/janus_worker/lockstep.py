@@ -1,0 +1,161 @@
+"""The cohort's protocol on the data plane, as both sides see it (docs/architecture.md, "A step").
+
+Per step and MoE layer each attention worker with tokens sends one HIDDEN frame to every MoE worker and
+gets one PARTIAL from each. At a step's first MoE layer *every* attention worker sends a frame; one with no
+work sends zero tokens, and the coordinator (MoE rank 0) answers it with STEP_DONE, whose ``tokens`` is the
+step's total. A total of zero puts the cohort to sleep; the coordinator wakes the others (WAKE) when one of
+them starts the next step.
+
+Every frame carries its cohort epoch. An older one is dropped and counted; a newer one is kept and stops the
+step (:class:`NewerEpoch`), since the record that announces it is on its way.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from janus_transport.exchange import Exchange, Frame
+from janus_transport.framing import Kind
+
+
+class Flag(enum.IntFlag):
+    """Bits of ``Header.flags``."""
+
+    GATED = 1
+    """AGate: routing done by the sender; expert ids and weights follow the hidden states."""
+    RETRY = 2
+    """The layer is repeated: the MoE workers' digests differed."""
+
+
+class NewerEpoch(Exception):  # noqa: N818 - not an error: the step is abandoned and repeated
+    """A peer already runs a later cohort epoch."""
+
+
+class ProtocolError(Exception):
+    """A peer of the cohort sent what the protocol does not allow here."""
+
+    def __init__(self, member: int, what: str) -> None:
+        super().__init__(what)
+        self.member = member
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the step is abandoned and repeated
+    """A message of the control process ends the step: a new cohort, or stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One member as an engine sees it."""
+
+    member: int
+    address: bytes
+    worker_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCohort:
+    """The cohort record as the control process hands it to its engine."""
+
+    epoch: int
+    attention: tuple[Peer, ...]
+    moe: tuple[Peer, ...]
+    gating: str
+    scheduling: str
+    layout_version: int
+
+    @classmethod
+    def from_message(cls, body: Mapping[str, Any]) -> EngineCohort:
+        """From the body that :func:`cohort_message` makes."""
+        return cls(
+            epoch=body["epoch"],
+            attention=_peers(body["attention"]),
+            moe=_peers(body["moe"]),
+            gating=body["gating"],
+            scheduling=body["scheduling"],
+            layout_version=body["layout_version"],
+        )
+
+    def rank(self, member: int) -> int | None:
+        """Rank of a member among its own role's workers; None when it is not in the cohort."""
+        for peers in (self.attention, self.moe):
+            for rank, peer in enumerate(peers):
+                if peer.member == member:
+                    return rank
+        return None
+
+    def name(self, member: int) -> str:
+        """Worker id of a member, for messages that people read."""
+        for peer in (*self.attention, *self.moe):
+            if peer.member == member:
+                return peer.worker_id or f"member {member}"
+        return f"member {member}"
+
+
+def cohort_message(record: Any, layout: Any) -> dict[str, Any]:
+    """Control message that announces a CohortRecord and its LayoutRecord to an engine."""
+    return {
+        "t": "cohort",
+        "epoch": record.epoch,
+        "attention": [[p.member, p.transport_address, p.worker_id] for p in record.attention],
+        "moe": [[p.member, p.transport_address, p.worker_id] for p in record.moe],
+        "gating": record.gating,
+        "scheduling": record.scheduling,
+        "layout_version": record.layout_version,
+        "num_experts": layout.num_experts,
+        "slots": layout.slots,
+        "placement": layout.placement,
+    }
+
+
+def _peers(rows: Iterable[Sequence[Any]]) -> tuple[Peer, ...]:
+    return tuple(
+        Peer(member=member, address=base64.b64decode(address), worker_id=worker_id)
+        for member, address, worker_id in rows
+    )
+
+
+class CohortInbox:
+    """Frames of the cohort in force, in order, per peer."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.epoch = 0
+        self.stale = 0
+        """Frames dropped for belonging to another epoch or step."""
+        self._names: Callable[[int], str] = str
+
+    def adopt(self, cohort: EngineCohort, peers: Sequence[Peer]) -> None:
+        """Speak to ``peers`` under the cohort's epoch from now on."""
+        self.exchange.set_peers({peer.member: peer.address for peer in peers})
+        self.epoch = cohort.epoch
+        self._names = cohort.name
+
+    def peek(self, peer: int) -> Frame | None:
+        """Oldest frame of ``peer`` in this epoch, or None. Raises NewerEpoch."""
+        while (frame := self.exchange.peek(peer)) is not None:
+            if frame.header.epoch == self.epoch:
+                return frame
+            if frame.header.epoch > self.epoch:
+                raise NewerEpoch(f"{self._names(peer)} runs epoch {frame.header.epoch}, we run {self.epoch}")
+            self.drop(peer)
+        return None
+
+    def drop(self, peer: int) -> None:
+        """Consume a frame that no longer matters."""
+        self.stale += 1
+        self.exchange.pop(peer)
+
+    def skip(self, peer: int, unwanted: Callable[[Frame], bool]) -> Frame | None:
+        """Oldest frame that is wanted; frames before it are dropped."""
+        while (frame := self.peek(peer)) is not None and unwanted(frame):
+            self.drop(peer)
+        return frame
+
+
+def is_note(frame: Frame) -> bool:
+    """WAKE and STEP_DONE: notes of the coordinator that carry no tensor."""
+    return frame.header.kind in (Kind.WAKE, Kind.STEP_DONE)

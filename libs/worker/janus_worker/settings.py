@@ -1,0 +1,56 @@
+"""Settings that attention and MoE workers share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from janus_runtime.errors import InvalidArgument
+from janus_runtime.settings import ServiceSettings, setting
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings(ServiceSettings):
+    """A worker with an engine."""
+
+    model: str = setting("", required=True)
+    """Hugging Face checkpoint directory."""
+    dtype: str = setting("float32", choices=_DTYPES)
+    """Widest dtype of weights and KV cache."""
+    transport: str = setting("ucx", choices=("ucx",))
+    """Data-plane transport."""
+    max_batch_tokens: int = setting(512, minimum=1, maximum=65536)
+    """Most tokens that one attention worker sends per step; the same in the whole mesh."""
+    threads: int = setting(0, minimum=0, maximum=1024)
+    """Threads of the engine; 0: one per two cores, at least one."""
+    stall_s: float = setting(5.0, minimum=0.1, maximum=3600)
+    """Say whom a step waits for after this many seconds."""
+
+    def checked_model(self) -> Path:
+        """The model directory. Raises InvalidArgument when it is none."""
+        path = Path(self.model).expanduser()
+        if not (path / "config.json").is_file():
+            raise InvalidArgument(
+                "is not a Hugging Face checkpoint directory (no config.json)", field="--model", value=self.model,
+                next_step="Build the demo with `janus model demo DIR`, or name a downloaded checkpoint.",
+            )  # fmt: skip
+        return path
+
+    def worker_options(self) -> dict[str, object]:
+        """The part of the engine's options that both roles share."""
+        return {
+            "model": str(self.checked_model()),
+            "dtype": self.dtype,
+            "transport": self.transport,
+            "max_batch_tokens": self.max_batch_tokens,
+            "threads": self.threads or max(1, (os.cpu_count() or 2) // 2),
+            "stall_s": self.stall_s,
+            "log_level": self.log_level,
+        }
+
+    def cohort_key(self, checkpoint_fingerprint: str) -> str:
+        """What members of a cohort must agree on, readable where it differs."""
+        return f"{checkpoint_fingerprint}/{self.dtype}/{self.max_batch_tokens} tokens"

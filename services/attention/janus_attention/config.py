@@ -1,0 +1,24 @@
+"""Settings of the attention worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from janus_runtime.settings import setting
+from janus_worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSettings(WorkerSettings):
+    """The attention worker's own."""
+
+    kv_tokens: int = setting(16384, minimum=16)
+    """Tokens that the KV cache holds, over all sequences."""
+    block_size: int = setting(16, minimum=1, maximum=1024)
+    """Tokens per KV block."""
+    max_sequences: int = setting(64, minimum=1, maximum=4096)
+    """Most sequences in the batch."""
+    max_waiting: int = setting(1024, minimum=1)
+    """Most sequences queued; beyond it a request is refused with RESOURCE_EXHAUSTED."""
+    trace_every: int = setting(32, minimum=0)
+    """Of a traced request's decode steps, every n-th is recorded with its layers; 0: none."""

@@ -1,0 +1,279 @@
+"""Attention engine: sequences from prompt to last token, stepping with the cohort."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from janus_models.decoder import AttentionModel
+from janus_models.experts import ExpertModel
+from janus_transport import Header, Kind, Transport
+from janus_worker.engine import CohortEngine
+from janus_worker.link import ControlLink, Message
+from janus_worker.lockstep import EngineCohort
+
+from janus_attention.batch import build
+from janus_attention.batcher import Batcher, BlockPool, Piece
+from janus_attention.forward import Forward, StepCounters
+from janus_attention.sampler import BadLogits, Chosen, choose
+from janus_attention.sequence import Finish, Sampling, Sequence, Trace
+
+_LOG = logging.getLogger("janus.attention")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the control process chooses for its engine."""
+
+    max_batch_tokens: int = 512
+    """Most tokens in one step; the same in the whole mesh."""
+    max_sequences: int = 64
+    """Most sequences in the batch."""
+    kv_tokens: int = 16384
+    """Tokens that the KV cache holds."""
+    block_size: int = 16
+    """Tokens per KV block."""
+    stall_s: float = 5.0
+    """Say whom a step waits for after this many seconds, and again each time they have passed."""
+    trace_every: int = 32
+    """Of a traced request's decode steps, every n-th is recorded with its layers; 0: none."""
+
+
+class AttentionEngine(CohortEngine):
+    """The loop of one attention worker."""
+
+    def __init__(
+        self,
+        model: AttentionModel,
+        routers: ExpertModel,
+        transport: Transport,
+        link: ControlLink,
+        *,
+        member: int,
+        options: EngineOptions,
+    ) -> None:
+        config = model.config
+        row = max(8 * config.hidden, 4 * config.hidden + 8 * config.moe.top_k)
+        super().__init__(
+            transport, link, member=member, max_payload=options.max_batch_tokens * row, stall_s=options.stall_s
+        )
+        blocks = -(-options.kv_tokens // options.block_size)
+        pool = BlockPool(blocks, options.block_size)
+        self.batcher = Batcher(
+            pool, max_batch_tokens=options.max_batch_tokens, max_sequences=options.max_sequences
+        )
+        self.counters = StepCounters()
+        self.context = min(config.max_positions, self.batcher.capacity)
+        self._options = options
+        self._model = model
+        self._sequences: dict[int, Sequence] = {}
+        kv = model.new_kv_cache(blocks, options.block_size)
+        self._forward = Forward(model, routers, kv, self, self.counters)
+        self._note = self.exchange.allocate()
+
+    def hello(self) -> dict[str, Any]:
+        return {
+            "context": self.context,
+            "kv_tokens": self.batcher.capacity,
+            "moe_layers": len(self._model.moe_layers),
+            "num_experts": self._model.config.moe.num_experts,
+        }
+
+    def statistics(self) -> dict[str, float]:
+        pool = self.batcher.pool
+        self.counters.preemptions = self.batcher.preemptions
+        return {
+            **dataclasses.asdict(self.counters),
+            "running": len(self.batcher.running),
+            "waiting": len(self.batcher.waiting),
+            "kv_tokens_used": (pool.count - pool.free) * pool.block_size,
+            "kv_tokens_capacity": self.batcher.capacity,
+        }
+
+    def handle(self, message: Message) -> None:
+        body = message.body
+        if body["t"] == "submit":
+            self._submit(body)
+        elif body["t"] == "cancel" and (seq := self._sequences.get(body["id"])) is not None:
+            # The step in flight may hold it; it goes before the next one.
+            seq.cancelled = True
+
+    def _submit(self, body: dict[str, Any]) -> None:
+        trace = body.get("trace")
+        seq = Sequence(
+            id=body["id"], prompt=len(body["prompt"]), tokens=body["prompt"] + body["resumed"],
+            sampling=Sampling.from_message(body["sampling"]), resumed=len(body["resumed"]),
+            trace=Trace(trace_id=trace[0], span_id=trace[1]) if trace else None, want_logits=body["logits"],
+        )  # fmt: skip
+        self._sequences[seq.id] = seq
+        self.counters.requests += 1
+        self.batcher.add(seq)
+
+    def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
+        rank = next((r for r, peer in enumerate(cohort.attention) if peer.member == self.member), None)
+        if rank is not None:
+            self.inbox.adopt(cohort, cohort.moe)
+        return rank
+
+    # Steps ------------------------------------------------------------------------------------
+
+    def run_step(self) -> None:
+        assert self.cohort is not None
+        self._drop_cancelled()
+        pieces = self.batcher.next_batch()
+        if pieces:
+            self._compute(pieces, self.cohort)
+            self.asleep = False
+            self.step += 1
+        elif self.asleep:
+            self._sleep(self.cohort)
+        else:
+            self._join_empty(self.cohort)
+        self.report(force=self.asleep)
+        self.intake()
+
+    def _sleep(self, cohort: EngineCohort) -> None:
+        """Wait until there is work here, or the coordinator says that another worker has some."""
+        coordinator = cohort.moe[0].member
+
+        def woken() -> bool:
+            frame = self.inbox.skip(coordinator, lambda f: f.header.step < self.step)
+            return frame is not None and frame.header.kind is Kind.WAKE
+
+        if self.wait(woken, waiting_for=tuple, quiet=True):
+            self.exchange.pop(coordinator)
+            self.asleep = False
+
+    def _join_empty(self, cohort: EngineCohort) -> None:
+        """Take part in a step with zero tokens, and wait for its end."""
+        coordinator = cohort.moe[0].member
+        header = Header(
+            kind=Kind.HIDDEN, epoch=cohort.epoch, step=self.step, layer=0, source=self.member,
+            tokens=0, payload_bytes=0,
+        )  # fmt: skip
+        self.exchange.reclaim(self._note)
+        self.exchange.send([peer.member for peer in cohort.moe], header, self._note)
+
+        def done() -> bool:
+            frame = self.inbox.skip(
+                coordinator, lambda f: f.header.kind is not Kind.STEP_DONE or f.header.step < self.step
+            )
+            return frame is not None
+
+        self.await_(done, lambda: [coordinator])
+        frame = self.inbox.peek(coordinator)
+        assert frame is not None
+        total = frame.header.tokens
+        self.exchange.pop(coordinator)
+        self.step += 1
+        self.asleep = total == 0
+
+    def _compute(self, pieces: list[Piece], cohort: EngineCohort) -> None:
+        now = time.time_ns()
+        for piece in pieces:
+            if not piece.seq.started_ns:
+                piece.seq.started_ns = now
+                self._queue_span(piece.seq)
+        traced = next((piece.seq for piece in pieces if self._detailed(piece)), None)
+        trace = None
+        if traced is not None and traced.trace is not None:
+            trace = Trace(trace_id=traced.trace.trace_id, span_id=os.urandom(8).hex())
+        step = build(pieces, self.batcher.pool.block_size)
+        logits_NV = self._forward.run(step, cohort, trace)
+        self.counters.steps += 1
+        if trace is not None and traced is not None and traced.trace is not None:
+            self.span(
+                name="step", start=now, end=time.time_ns(), trace=trace.trace_id, span=trace.span_id,
+                parent=traced.trace.span_id,
+                attributes={
+                    "janus.step": self.step, "janus.epoch": cohort.epoch, "janus.sequences": len(pieces),
+                    "janus.tokens": int(step.token_ids.shape[0]),
+                },
+            )  # fmt: skip
+        self._deliver(pieces, logits_NV)
+
+    def _detailed(self, piece: Piece) -> bool:
+        seq, every = piece.seq, self._options.trace_every
+        if seq.trace is None or not every:
+            return False
+        return piece.count > 1 or seq.generated - seq.resumed <= 1 or seq.generated % every == 0
+
+    def _queue_span(self, seq: Sequence) -> None:
+        if seq.trace is not None:
+            self.span(
+                name="queue", start=seq.arrived_ns, end=seq.started_ns, trace=seq.trace.trace_id,
+                parent=seq.trace.span_id, attributes={"janus.prompt_tokens": seq.prompt},
+            )  # fmt: skip
+
+    def _deliver(self, pieces: list[Piece], logits_NV: Any) -> None:
+        """Choose tokens, advance the sequences, and tell the control process."""
+        items: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        row = 0
+        for piece in pieces:
+            seq, last = piece.seq, piece.last
+            self.counters.prompt_tokens += max(0, min(seq.computed + piece.count, seq.prompt) - seq.computed)
+            seq.computed += piece.count
+            if not last:
+                continue
+            item: dict[str, Any] = {"id": seq.id}
+            try:
+                chosen = choose(seq, logits_NV[row])
+            except BadLogits as error:
+                item["error"] = str(error)
+                self._end(seq, Finish.ERROR, item)
+            else:
+                self._append(seq, chosen, item)
+                if seq.want_logits:
+                    blobs.append(logits_NV[row].numpy().tobytes())
+                    item["logits"] = len(blobs[-1])
+            items.append(item)
+            row += 1
+        if items:
+            self.tell({"t": "tokens", "items": items}, b"".join(blobs))
+
+    def _append(self, seq: Sequence, chosen: Chosen, item: dict[str, Any]) -> None:
+        now = time.time_ns()
+        item["token"] = chosen.token
+        item["index"] = seq.generated
+        if chosen.logprob is not None:
+            item["logprob"] = chosen.logprob
+            item["top"] = chosen.top
+        seq.tokens.append(chosen.token)
+        self.counters.generated_tokens += 1
+        if not seq.first_token_ns:
+            seq.first_token_ns = now
+            item["queue_us"] = (seq.started_ns - seq.arrived_ns) // 1000
+            if seq.trace is not None:
+                self.span(
+                    name="prefill", start=seq.started_ns, end=now, trace=seq.trace.trace_id,
+                    parent=seq.trace.span_id, attributes={"janus.prompt_tokens": seq.prompt + seq.resumed},
+                )  # fmt: skip
+        finish = seq.finish_after(chosen.token, self.context)
+        if finish is not None:
+            self._end(seq, finish, item)
+
+    def _end(self, seq: Sequence, finish: Finish, item: dict[str, Any]) -> None:
+        item["finish"] = finish.value
+        if seq.trace is not None and seq.first_token_ns:
+            self.span(
+                name="decode", start=seq.first_token_ns, end=time.time_ns(), trace=seq.trace.trace_id,
+                parent=seq.trace.span_id,
+                attributes={"janus.generated_tokens": seq.generated - seq.resumed, "janus.finish": finish.value},
+            )  # fmt: skip
+        self.batcher.remove(seq)
+        del self._sequences[seq.id]
+
+    def _drop_cancelled(self) -> None:
+        gone = [seq for seq in self._sequences.values() if seq.cancelled]
+        items: list[dict[str, Any]] = []
+        for seq in gone:
+            item: dict[str, Any] = {"id": seq.id}
+            self._end(seq, Finish.CANCELLED, item)
+            items.append(item)
+        if items:
+            self.tell({"t": "tokens", "items": items})

@@ -1,0 +1,39 @@
+"""The attention engine's process."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from janus_models.checkpoint import Checkpoint
+from janus_models.config import load_config
+from janus_models.decoder import AttentionModel
+from janus_models.experts import ExpertModel
+from janus_transport import create_transport
+from janus_worker.link import ControlLink
+from janus_worker.process import progress, run_engine
+
+from janus_attention.engine import AttentionEngine, EngineOptions
+
+_ENGINE_FIELDS = ("max_batch_tokens", "max_sequences", "kv_tokens", "block_size", "stall_s", "trace_every")
+
+
+def build(options: dict[str, Any], link: ControlLink) -> AttentionEngine:
+    """Map the checkpoint, open the transport, reserve the KV cache."""
+    say = progress(link)
+    torch.set_num_threads(options["threads"])
+    torch.set_grad_enabled(False)
+    say(f"checkpoint {options['model']}")
+    config = load_config(options["model"])
+    checkpoint = Checkpoint(options["model"])
+    model = AttentionModel(config, checkpoint, options["dtype"])
+    routers = ExpertModel(config, checkpoint, options["dtype"])
+    say(f"transport {options['transport']}")
+    transport = create_transport(options["transport"], member=options["member"])
+    engine_options = EngineOptions(**{name: options[name] for name in _ENGINE_FIELDS})
+    return AttentionEngine(model, routers, transport, link, member=options["member"], options=engine_options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_engine(build))

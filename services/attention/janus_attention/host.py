@@ -1,0 +1,79 @@
+"""The attention worker's control process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from janus_models.config import load_config
+from janus_models.fingerprint import fingerprint
+from janus_models.generation import end_ids
+from janus_runtime.records import Role
+from janus_runtime.server import GrpcServer
+from janus_wire.v1 import attention_pb2_grpc
+from janus_worker.host import WorkerHost
+from janus_worker.link import Message
+
+from janus_attention.config import AttentionSettings
+from janus_attention.service import AttentionServicer
+from janus_attention.streams import Streams
+from janus_attention.validate import Limits
+
+_REPORTED = (
+    "steps", "step_seconds", "attention_seconds", "exchange_seconds", "moe_seconds", "generated_tokens",
+    "prompt_tokens", "running", "waiting", "requests", "preemptions", "exchange_bytes_sent",
+    "exchange_bytes_received",
+)  # fmt: skip
+
+
+class AttentionHost(WorkerHost[AttentionSettings]):
+    """Lease, cohort, AttentionService."""
+
+    role = Role.ATTENTION
+    engine_module = "janus_attention.engine_main"
+
+    def __init__(self, settings: AttentionSettings) -> None:
+        super().__init__(settings)
+        self.streams = Streams()
+        self._config = load_config(settings.checked_model())
+        self._end_ids = end_ids(self._config)
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may ask for."""
+        config = self._config
+        return Limits(vocab_size=config.vocab_size, context=self.hello["context"], eos_ids=self._end_ids)
+
+    def fingerprint(self) -> str:
+        settings = self.settings
+        return settings.cohort_key(fingerprint(settings.checked_model(), settings.dtype))
+
+    def engine_options(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            **settings.worker_options(),
+            "kv_tokens": settings.kv_tokens,
+            "block_size": settings.block_size,
+            "max_sequences": settings.max_sequences,
+            "trace_every": settings.trace_every,
+        }
+
+    def add_services(self, server: GrpcServer) -> None:
+        server.add(
+            attention_pb2_grpc.add_AttentionServiceServicer_to_server,
+            AttentionServicer(self),
+            "janus.v1.AttentionService",
+        )
+
+    def lease_fields(self) -> dict[str, Any]:
+        return {"moe_layers": self.hello["moe_layers"], "num_experts": self.hello["num_experts"]}
+
+    async def on_message(self, message: Message) -> None:
+        if message.body.get("t") == "tokens":
+            self.streams.deliver(message)
+        else:
+            await super().on_message(message)
+
+    async def on_stats(self) -> None:
+        stats = self.stats
+        await self.set_load(running=int(stats["running"]), waiting=int(stats["waiting"]))
+        await self.publish({name: stats.get(name, 0.0) for name in _REPORTED})

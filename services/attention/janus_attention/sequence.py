@@ -1,0 +1,96 @@
+"""A sequence: one stream's tokens, from prompt to last token, and how its next token is chosen."""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Finish(enum.StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; checked by the servicer."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    """End-of-sequence ids included, unless they are ignored."""
+    logprobs: int | None = None
+    """None: off; n: the n likeliest beside the chosen one."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0.0
+
+    @classmethod
+    def from_message(cls, body: dict[str, Any]) -> Sampling:
+        """From the engine link's JSON."""
+        return cls(**{**body, "stop_token_ids": frozenset(body["stop_token_ids"])})
+
+
+@dataclass(slots=True, kw_only=True)
+class Trace:
+    """Where a request's spans hang."""
+
+    trace_id: str
+    """32 hex digits."""
+    span_id: str
+    """16 hex digits: the parent of the engine's spans."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Sequence:
+    """State of one stream. ``tokens[:computed]`` are in the KV cache."""
+
+    id: int
+    prompt: int
+    """Tokens of the prompt."""
+    tokens: list[int]
+    """Prompt, then what has been generated."""
+    sampling: Sampling
+    resumed: int = 0
+    """Generated tokens that another worker made and the client already has."""
+    trace: Trace | None = None
+    want_logits: bool = False
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    cancelled: bool = False
+    arrived_ns: int = field(default_factory=time.time_ns)
+    started_ns: int = 0
+    """First step's start; 0 while queued."""
+    first_token_ns: int = 0
+
+    @property
+    def generated(self) -> int:
+        """Tokens after the prompt, resumed ones included."""
+        return len(self.tokens) - self.prompt
+
+    @property
+    def pending(self) -> int:
+        """Tokens not in the KV cache: 1 in decode, more in prefill."""
+        return len(self.tokens) - self.computed
+
+    def finish_after(self, token: int, context: int) -> Finish | None:
+        """Whether ``token``, just appended, is the last one."""
+        sampling = self.sampling
+        if token in sampling.stop_token_ids and self.generated > sampling.min_tokens:
+            return Finish.STOP
+        if self.generated >= sampling.max_tokens or len(self.tokens) >= context:
+            return Finish.LENGTH
+        return None

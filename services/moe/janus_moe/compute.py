@@ -1,0 +1,102 @@
+"""One MoE layer's pass on one MoE worker: gate, schedule, expert FFNs, partial sums. No I/O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from janus_kernels import ReplicaLayout, Schedule, schedule
+from janus_kernels.ops import ExpertWeights, expert_ffn, route, router_logits
+from janus_models.experts import ExpertModel
+
+
+@dataclass(slots=True)
+class PassCounters:
+    """What a MoE worker did since start. Sums; seconds where named so."""
+
+    steps: int = 0
+    layer_passes: int = 0
+    tokens: int = 0
+    expert_calls: int = 0
+    expert_tokens: int = 0
+    a_max_sum: int = 0
+    moe_seconds: float = 0.0
+    schedule_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    experts_hosted: int = 0
+    expert_bytes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class HostedLayout:
+    """The replica layout in force as one instance runs it."""
+
+    version: int
+    rank: int
+    policy: str
+    layers: list[ReplicaLayout]
+    experts: list[dict[int, ExpertWeights]] = field(default_factory=list)
+    """Per MoE layer: expert id to weights, for the experts placed on this rank."""
+
+
+class MoeCompute:
+    """Router, schedule and experts of one MoE worker."""
+
+    def __init__(self, model: ExpertModel, counters: PassCounters) -> None:
+        self._model = model
+        self._counters = counters
+        self._hosted: HostedLayout | None = None
+
+    def adopt(self, hosted: HostedLayout, loaded: Mapping[tuple[int, int], ExpertWeights]) -> None:
+        """Serve ``hosted`` from now on; ``loaded`` holds (MoE layer, expert) weights."""
+        hosted.experts = [
+            {expert: loaded[layer, expert] for expert in layout.placement[hosted.rank]}
+            for layer, layout in enumerate(hosted.layers)
+        ]
+        self._hosted = hosted
+        self._counters.experts_hosted = sum(len(layer) for layer in hosted.experts)
+        self._counters.expert_bytes = self._counters.experts_hosted * self._model.bytes_per_expert
+
+    def uses(self, layer: int, expert: int) -> bool:
+        """Whether the layout in force places this expert of this MoE layer here."""
+        return self._hosted is not None and expert in self._hosted.experts[layer]
+
+    def gate(self, layer: int, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """EGate: top-k expert ids int32 [T, k] and weights fp32 [T, k] of hidden states fp32 [T, d]."""
+        logits = router_logits(x_TD, self._model.router_weight(layer))
+        return route(logits, self._model.routing_spec(layer), self._model.bias(layer))
+
+    def run(
+        self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, out_TD: torch.Tensor
+    ) -> Schedule:
+        """Partial sum of the routed experts that the schedule gives this rank.
+
+        Args:
+            layer: MoE layer, counted from the first.
+            x_TD: hidden states of the whole cohort in rank order, fp32.
+            ids_TK: logical expert ids, int32.
+            weights_TK: routing weights, fp32.
+            out_TD: fp64, overwritten; each contribution is a multiple of 2^-34 (docs/decisions/0002).
+        """
+        hosted = self._hosted
+        if hosted is None:
+            raise RuntimeError("a pass was asked for before a layout was adopted")
+        counters = self._counters
+        started = time.perf_counter()
+        plan = schedule(
+            ids_TK.numpy(), hosted.layers[layer], hosted.policy, layout_version=hosted.version, seed=layer
+        )
+        scheduled = time.perf_counter()
+        mine_TK = torch.from_numpy(np.equal(plan.replica_ids // hosted.layers[layer].slots, hosted.rank))
+        stats = expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, hosted.experts[layer], out_TD)
+        counters.schedule_seconds += scheduled - started
+        counters.moe_seconds += time.perf_counter() - started
+        counters.layer_passes += 1
+        counters.tokens += x_TD.shape[0]
+        counters.expert_calls += stats.calls
+        counters.expert_tokens += stats.pairs
+        counters.a_max_sum += plan.a_max
+        return plan

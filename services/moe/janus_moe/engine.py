@@ -1,0 +1,237 @@
+"""MoE engine: steps with the cohort, layer by layer (docs/architecture.md, "A step").
+
+Stateless between steps, so a step that is abandoned costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from janus_kernels import ReplicaLayout
+from janus_kernels.ops import ExpertWeights
+from janus_models.experts import ExpertModel
+from janus_transport import Frame, Header, Kind, SendBuffer, Transport
+from janus_worker.engine import CohortEngine
+from janus_worker.link import ControlLink, Message
+from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
+
+from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
+from janus_moe.gather import check, gather
+
+_PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the control process chooses for its engine."""
+
+    max_batch_tokens: int = 512
+    """Most tokens one attention worker sends per step; the same in the whole mesh."""
+    stall_s: float = 5.0
+    """Say whom a step waits for after this many seconds, and again each time they have passed."""
+
+
+class MoeEngine(CohortEngine):
+    """The loop of one MoE worker."""
+
+    def __init__(
+        self, model: ExpertModel, transport: Transport, link: ControlLink, *, member: int, options: EngineOptions
+    ) -> None:
+        self._hidden = model.config.hidden
+        self._topk = model.config.moe.top_k
+        self._layers = model.num_layers
+        # A request carries hidden states fp32 and, with AGate, ids and weights; a reply is fp64.
+        row = max(8 * self._hidden, 4 * self._hidden + 8 * self._topk)
+        super().__init__(
+            transport, link, member=member, max_payload=options.max_batch_tokens * row, stall_s=options.stall_s
+        )
+        self._model = model
+        self._loaded: dict[tuple[int, int], ExpertWeights] = {}
+        self._replies: dict[int, SendBuffer] = {}
+        self._note = self.exchange.allocate()
+        self._rank = 0
+        self.counters = PassCounters()
+        self._compute = MoeCompute(model, self.counters)
+
+    def hello(self) -> dict[str, Any]:
+        return {
+            "moe_layers": self._layers,
+            "num_experts": self._model.config.moe.num_experts,
+            "bytes_per_expert": self._model.bytes_per_expert,
+        }
+
+    def statistics(self) -> dict[str, float]:
+        return dataclasses.asdict(self.counters)
+
+    def handle(self, message: Message) -> None:
+        body = message.body
+        keys = {(layer, expert) for layer, experts in body["layers"] for expert in experts}
+        if body["t"] == "load":
+            missing = sorted(keys - self._loaded.keys())
+            self._load(missing)
+            size = len(missing) * self._model.bytes_per_expert
+            self.tell({"t": "reply", "id": body["id"], "count": len(missing), "bytes": size})
+        elif body["t"] == "unload":
+            used = sorted(key for key in keys if self._compute.uses(*key))
+            idle = [] if used else [key for key in keys if key in self._loaded]
+            for key in idle:
+                del self._loaded[key]
+            self.tell({"t": "reply", "id": body["id"], "count": len(idle), "used": used})
+
+    # Cohort -----------------------------------------------------------------------------------
+
+    def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
+        rank = next((r for r, peer in enumerate(cohort.moe) if peer.member == self.member), None)
+        if rank is None:
+            return None
+        layers = [
+            ReplicaLayout.from_placement(placement, num_experts=body["num_experts"], slots=body["slots"])
+            for placement in body["placement"]
+        ]
+        wanted = {(i, expert) for i, layer in enumerate(layers) for expert in layer.placement[rank]}
+        self._load(sorted(wanted - self._loaded.keys()))
+        hosted = HostedLayout(version=cohort.layout_version, rank=rank, policy=cohort.scheduling, layers=layers)
+        self._compute.adopt(hosted, self._loaded)
+        for key in self._loaded.keys() - wanted:
+            del self._loaded[key]
+        self.inbox.adopt(cohort, cohort.attention)
+        self._replies = {peer.member: self.exchange.allocate() for peer in cohort.attention}
+        self._rank = rank
+        return rank
+
+    def _load(self, keys: Sequence[tuple[int, int]]) -> None:
+        told = time.monotonic()
+        for i, (layer, expert) in enumerate(keys):
+            weights = self._model.load(layer, expert)
+            for tensor in (weights.gate, weights.up, weights.down):
+                # Touch each page now, so that the first step does not wait for the disk.
+                tensor.view(torch.uint8).reshape(-1)[::_PAGE].sum()
+            self._loaded[layer, expert] = weights
+            if time.monotonic() - told > 0.5:
+                told = time.monotonic()
+                self.tell({"t": "waiting", "detail": f"experts from disk: {i + 1} of {len(keys)}"})
+
+    # Steps ------------------------------------------------------------------------------------
+
+    def run_step(self) -> None:
+        assert self.cohort is not None
+        everyone = [peer.member for peer in self.cohort.attention]
+        frames = self._first_frames(everyone)
+        total = sum(frame.header.tokens for frame in frames)
+        active = [m for m, frame in zip(everyone, frames, strict=True) if frame.header.tokens]
+        for member in everyone:
+            if member not in active:
+                self.exchange.pop(member)
+        idle = [member for member in everyone if member not in active]
+        if active:
+            self._layer_passes(active, [frame for frame in frames if frame.header.tokens], idle, total)
+            self.counters.steps += 1
+        else:
+            self._notify(Kind.STEP_DONE, idle, total)
+        self.step += 1
+        self.asleep = total == 0
+        self.report(force=self.asleep)
+
+    def _layer_passes(self, active: list[int], frames: list[Frame], idle: list[int], total: int) -> None:
+        layer = 0
+        while True:
+            self._pass(layer, active, frames)
+            last = layer == self._layers - 1
+            if last:
+                # The idle may start the next step; a repeat of this layer is among the active alone.
+                self._notify(Kind.STEP_DONE, idle, total)
+                idle = []
+            frames = self._frames(active)
+            head = frames[0].header
+            if head.step == self.step and head.flags & Flag.RETRY:
+                expected = (self.step, layer)
+            elif last:
+                return
+            else:
+                expected = (self.step, layer := layer + 1)
+            for frame in frames:
+                self._check(frame, *expected)
+
+    def _check(self, frame: Frame, step: int, layer: int) -> None:
+        check(frame, step=step, layer=layer, layers=self._layers, hidden=self._hidden, topk=self._topk)
+
+    def _first_frames(self, everyone: list[int]) -> list[Frame]:
+        """A step's first frame of each attention worker; the coordinator wakes those who sleep."""
+        if self.asleep:
+            while not self.wait(lambda: any(self.inbox.peek(m) for m in everyone), waiting_for=tuple, quiet=True):
+                pass
+            late = [m for m in everyone if self.inbox.peek(m) is None]
+            self._notify(Kind.WAKE, late, 0)
+        frames = self._frames(everyone)
+        for frame in frames:
+            self._check(frame, self.step, 0)
+        return frames
+
+    def _frames(self, members: list[int]) -> list[Frame]:
+        """The next frame of each, in their order; not consumed."""
+        peek = self.inbox.peek
+        started = time.perf_counter()
+        self.await_(
+            lambda: all(peek(m) is not None for m in members),
+            lambda: [m for m in members if peek(m) is None],
+        )
+        self.counters.wait_seconds += time.perf_counter() - started
+        return [frame for m in members if (frame := peek(m)) is not None]
+
+    def _pass(self, layer: int, active: list[int], frames: list[Frame]) -> None:
+        started_ns, started = time.time_ns(), time.perf_counter()
+        batch = gather(
+            frames, hidden=self._hidden, topk=self._topk, num_experts=self._model.config.moe.num_experts
+        )
+        if batch.ids_TK is None or batch.weights_TK is None:
+            ids_TK, weights_TK = self._compute.gate(layer, batch.x_TD)
+        else:
+            ids_TK, weights_TK = batch.ids_TK, batch.weights_TK
+        out_TD = torch.empty(batch.x_TD.shape, dtype=torch.float64)
+        result = self._compute.run(layer, batch.x_TD, ids_TK, weights_TK, out_TD)
+        elapsed_us = int((time.perf_counter() - started) * 1e6)
+        headers = [frame.header for frame in frames]
+        for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
+            self._reply(member, header, out_TD[first:end], result.digest, elapsed_us)
+        for header in headers:
+            if any(header.trace_id):
+                self.span(
+                    name="moe.layer", start=started_ns, end=time.time_ns(),
+                    trace=header.trace_id.hex(), parent=header.span_id.hex(),
+                    attributes={
+                        "janus.layer": layer, "janus.step": self.step, "janus.epoch": self.inbox.epoch,
+                        "janus.tokens": batch.x_TD.shape[0], "janus.a_max": result.a_max,
+                        "janus.experts_activated_here": int(result.instance_load[self._rank]),
+                    },
+                )  # fmt: skip
+
+    def _reply(self, member: int, request: Header, rows_TD: torch.Tensor, digest: int, elapsed_us: int) -> None:
+        buffer = self._replies[member]
+        self.exchange.reclaim(buffer)
+        size = rows_TD.numel() * 8
+        torch.from_numpy(buffer.payload)[:size].view(torch.float64).view(rows_TD.shape).copy_(rows_TD)
+        header = Header(
+            kind=Kind.PARTIAL, epoch=self.inbox.epoch, step=request.step, layer=request.layer,
+            flags=request.flags, source=self.member, tokens=request.tokens, payload_bytes=size,
+            digest=digest, elapsed_us=elapsed_us,
+        )  # fmt: skip
+        # The request's buffer goes back before the reply, so that the sender always finds one posted.
+        self.exchange.pop(member)
+        self.exchange.send([member], header, buffer)
+
+    def _notify(self, kind: Kind, members: Sequence[int], total: int) -> None:
+        if self._rank != 0 or not members:
+            return
+        self.exchange.reclaim(self._note)
+        header = Header(
+            kind=kind, epoch=self.inbox.epoch, step=self.step, source=self.member, tokens=total, payload_bytes=0
+        )
+        self.exchange.send(members, header, self._note)
+
+
+__all__ = ["EngineOptions", "MoeEngine", "ProtocolError"]

@@ -1,0 +1,34 @@
+"""The MoE engine's process."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from janus_models.checkpoint import Checkpoint
+from janus_models.config import load_config
+from janus_models.experts import ExpertModel
+from janus_transport import create_transport
+from janus_worker.link import ControlLink
+from janus_worker.process import progress, run_engine
+
+from janus_moe.engine import EngineOptions, MoeEngine
+
+
+def build(options: dict[str, Any], link: ControlLink) -> MoeEngine:
+    """Map the checkpoint, open the transport."""
+    say = progress(link)
+    torch.set_num_threads(options["threads"])
+    torch.set_grad_enabled(False)
+    say(f"checkpoint {options['model']}")
+    config = load_config(options["model"])
+    model = ExpertModel(config, Checkpoint(options["model"]), options["dtype"])
+    say(f"transport {options['transport']}")
+    transport = create_transport(options["transport"], member=options["member"])
+    engine_options = EngineOptions(max_batch_tokens=options["max_batch_tokens"], stall_s=options["stall_s"])
+    return MoeEngine(model, transport, link, member=options["member"], options=engine_options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_engine(build))
