@@ -32,7 +32,7 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def open_client(url: str) -> Any:
+def open_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
     """A client for ``url``; connects at the first call. InvalidArgument for an URL that cannot be one."""
     allowed = "redis://host:port/db, rediss://host:port/db or unix:///path/to/socket"
     if not url.startswith(_SCHEMES):
@@ -41,8 +41,8 @@ def open_client(url: str) -> Any:
         return aioredis.Redis.from_url(
             url,
             protocol=2,
-            socket_timeout=CALL_TIMEOUT_S,
-            socket_connect_timeout=CALL_TIMEOUT_S / 2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s / 2,
             # One retry, at once: the pooled connection of a Redis that was restarted is dead.
             retry=Retry(NoBackoff(), 1, supported_errors=(rx.ConnectionError,)),
         )
@@ -82,16 +82,17 @@ def to_janus(error: BaseException, url: str, what: str) -> JanusError:
 class RedisCalls:
     """A client whose calls have a deadline and raise JanusError."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self.url = url
+        self._timeout_s = timeout_s
         # Any: redis-py types answers as str or bytes whatever decode_responses says; ours are bytes.
-        self.client: Any = open_client(url)
+        self.client: Any = open_client(url, timeout_s)
         self._scripts: dict[str, Any] = {}
 
     async def call(self, what: str, make: Callable[[], Awaitable[T]]) -> T:
         """Await ``make()``; ``what`` names it in the error."""
         try:
-            async with asyncio.timeout(2 * CALL_TIMEOUT_S):
+            async with asyncio.timeout(2 * self._timeout_s):
                 return await make()
         except (rx.RedisError, OSError, TimeoutError) as error:
             raise to_janus(error, self.url, what) from error

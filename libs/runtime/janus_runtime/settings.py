@@ -199,7 +199,8 @@ def check(settings: ServiceSettings, role: str) -> None:
         if field.metadata.get("required") and value == "":
             names = " or ".join(reversed(env_names(role, field)))
             raise InvalidArgument("is required", field=flag, next_step=f"Pass {flag} or set {names}.")
-        if (low is not None and value < low) or (high is not None and value > high):
+        # Written so that NaN, which compares false with everything, is refused.
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
             raise InvalidArgument("out of range", field=flag, value=value, allowed=f"{low}..{high}")
         if choices and value not in choices:
             raise InvalidArgument("unknown value", field=flag, value=value, allowed=", ".join(choices))

@@ -1,4 +1,4 @@
-"""AutoscalerService: what the mesh does and what it should achieve. The solver is not part of this release."""
+"""AutoscalerService: what the mesh does and what it should achieve; there is no solver in this release."""
 
 from __future__ import annotations
 
