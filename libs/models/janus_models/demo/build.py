@@ -30,7 +30,7 @@ Progress = Callable[[int, int, str], None]
 
 NUM_EXPERTS = 8
 TOP_K = 2
-RECIPE = 1
+RECIPE = 2
 """Raised when the same source must give another checkpoint."""
 SPARE = 64 << 20
 """Free bytes to leave on the disk."""

@@ -1,8 +1,9 @@
 """Router rows whose use is skewed and correlated as in trained models.
 
 A trained router has learnt directions in the hidden space. We take them from data: the centroids of a
-spherical k-means over the layer's normed hidden states on a sample text. Clusters of real text differ in size
-(so use is skewed) and lie at different distances from one another (so some pairs are chosen together often).
+spherical k-means over the layer's normed hidden states on a sample text, and each cluster's share is its prior,
+as in the posterior of a mixture model. Clusters of real text differ in size (so use is skewed) and lie at different
+distances from one another (so some pairs are chosen together often).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 
 ITERATIONS = 12
 GAP = 1.0
-"""Target of the mean logit gap between a token's first and second expert: weights near 0.73 and 0.27."""
+"""Mean logit gap between a token's first and second expert, before priors: weights near 0.73 and 0.27."""
 
 
 def router_rows(x_TD: torch.Tensor, num_experts: int, seed: int) -> torch.Tensor:
@@ -20,11 +21,15 @@ def router_rows(x_TD: torch.Tensor, num_experts: int, seed: int) -> torch.Tensor
     mean = x_TD.mean(0)
     centred = torch.nn.functional.normalize(x_TD - mean, dim=1)
     centroids = _spherical_kmeans(centred, num_experts, generator)
-    # Without this a row's constant product with the mean would send every token to the same experts.
+    # Without this a row's product with the mean would favour the same experts for every token.
     axis = mean / mean.norm()
     rows = centroids - (centroids @ axis)[:, None] * axis
-    first_two = (x_TD @ rows.T).topk(2, dim=1).values
-    return rows * (GAP / (first_two[:, 0] - first_two[:, 1]).mean())
+    logits = x_TD @ rows.T
+    first_two = logits.topk(2, dim=1).values
+    shares = torch.bincount(logits.argmax(1), minlength=num_experts).clamp(min=1) / len(x_TD)
+    # A router has no bias; every state has about the same product with the mean, which serves as one.
+    prior = (shares * num_experts).log()[:, None] * (axis / mean.norm())
+    return rows * (GAP / (first_two[:, 0] - first_two[:, 1]).mean()) + prior
 
 
 def use_histogram(x_TD: torch.Tensor, rows_ED: torch.Tensor, top_k: int) -> list[float]:
