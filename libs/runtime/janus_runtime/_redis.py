@@ -24,6 +24,10 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 _NEXT_STEP = "Start Redis 6.2 or later there, or correct --redis-url (REDIS_URL)."
 
 
+_REFUSED = (rx.AuthenticationError, rx.AuthorizationError, rx.NoPermissionError)
+_PASSING = (rx.BusyLoadingError, rx.ReadOnlyError, rx.ConnectionError, rx.TimeoutError, OSError, TimeoutError)
+
+
 def shown_url(url: str) -> str:
     """The URL without user name and password, for people."""
     parts = urlsplit(url)
@@ -55,20 +59,13 @@ def open_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
 def to_janus(error: BaseException, url: str, what: str) -> JanusError:
     """What a failed Redis call means for the caller."""
     where = f"Redis at {shown_url(url)}"
-    if isinstance(error, rx.AuthenticationError | rx.AuthorizationError | rx.NoPermissionError):
+    # redis-py wraps what happened while connecting: the cause tells what it was.
+    if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
         return FailedPrecondition(
             f"{where} refused the credentials: {error}", reason="REDIS_AUTH",
             next_step="Put user and password into the URL: redis://user:password@host:port/db.",
         )  # fmt: skip
-    if isinstance(
-        error,
-        rx.BusyLoadingError
-        | rx.ReadOnlyError
-        | rx.ConnectionError
-        | rx.TimeoutError
-        | OSError
-        | TimeoutError,
-    ):
+    if isinstance(error, _PASSING):
         cause = str(error) or type(error).__name__
         return Unavailable(
             f"{where}: {what}: {cause}", reason="REDIS_UNAVAILABLE", next_step=_NEXT_STEP, retry_after_s=1.0

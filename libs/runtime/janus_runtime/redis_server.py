@@ -115,6 +115,11 @@ class RedisServer:
     def stop(self, deadline_s: float = 5.0) -> None:
         """End it (SIGTERM, SIGKILL at the deadline), remove the socket, and the folder if temporary."""
         if self._process.poll() is None:
+            # The command is obeyed at once, the signal only in the next housekeeping round.
+            _command(self.socket_path, b"SHUTDOWN NOSAVE\r\n")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.5)
+        if self._process.poll() is None:
             self._process.terminate()
             try:
                 self._process.wait(deadline_s)
@@ -137,7 +142,7 @@ class RedisServer:
 
     def _wait_until_up(self, deadline: float) -> bool:
         while time.monotonic() < deadline and self._process.poll() is None:
-            if _answers(self.socket_path):
+            if _command(self.socket_path, b"PING\r\n").startswith(b"+PONG"):
                 return True
             time.sleep(0.01)
         return False
@@ -185,15 +190,16 @@ def _die_with_parent() -> Callable[[], None]:
     return in_child
 
 
-def _answers(path: Path) -> bool:
+def _command(path: Path, line: bytes) -> bytes:
+    """One command over the unix socket; empty when there is no answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(1.0)
         try:
             client.connect(str(path))
-            client.sendall(b"PING\r\n")
-            return client.recv(16).startswith(b"+PONG")
+            client.sendall(line)
+            return client.recv(64)
         except OSError:
-            return False
+            return b""
 
 
 def _free_port() -> int:
