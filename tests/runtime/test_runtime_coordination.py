@@ -11,7 +11,15 @@ import pytest
 import redis.asyncio as aioredis
 from janus_runtime.coordination import LAYOUTS_KEPT, Coordination
 from janus_runtime.errors import FailedPrecondition, InvalidArgument, StaleLeader, Unavailable
-from janus_runtime.records import CohortMember, CohortRecord, LayoutRecord, Lease, RecordError, Role, WorkerState
+from janus_runtime.records import (
+    CohortMember,
+    CohortRecord,
+    LayoutRecord,
+    Lease,
+    RecordError,
+    Role,
+    WorkerState,
+)
 from janus_runtime.redis_server import RedisServer
 from janus_runtime.settings import ServiceSettings
 
@@ -47,7 +55,9 @@ async def test_register_update_close(coordination: Coordination) -> None:
     assert await coordination.workers() == []
 
 
-async def test_members_are_unique_even_when_redis_forgets(coordination: Coordination, settings: ServiceSettings) -> None:
+async def test_members_are_unique_even_when_redis_forgets(
+    coordination: Coordination, settings: ServiceSettings
+) -> None:
     before = [await coordination.allocate_member() for _ in range(3)]
     await (await raw(settings)).flushall()
     # The clock makes up for the lost counter: registrations are rarer than one a second on the long run.
@@ -70,7 +80,9 @@ async def test_lease_is_renewed_and_expires_without_its_keeper(settings: Service
     await coordination.close()
 
 
-async def test_load_is_coalesced_and_announced_to_nobody(coordination: Coordination, settings: ServiceSettings) -> None:
+async def test_load_is_coalesced_and_announced_to_nobody(
+    coordination: Coordination, settings: ServiceSettings
+) -> None:
     keeper = await coordination.register(lease())
     client = await raw(settings)
     pubsub = client.pubsub(ignore_subscribe_messages=True)

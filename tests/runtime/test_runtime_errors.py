@@ -4,7 +4,14 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from janus_runtime import errors
-from janus_runtime.errors import DETAILS_KEY, Internal, InvalidArgument, JanusError, Unavailable, from_rpc_error
+from janus_runtime.errors import (
+    DETAILS_KEY,
+    Internal,
+    InvalidArgument,
+    JanusError,
+    Unavailable,
+    from_rpc_error,
+)
 
 
 class FakeRpcError(grpc.RpcError):
@@ -26,7 +33,9 @@ def over_the_wire(error: JanusError) -> JanusError:
 
 
 def test_text_names_field_value_range_and_next_step() -> None:
-    error = InvalidArgument("out of range", field="max_tokens", value=0, allowed="1..4096", next_step="Ask for one.")
+    error = InvalidArgument(
+        "out of range", field="max_tokens", value=0, allowed="1..4096", next_step="Ask for one."
+    )
     assert str(error) == "max_tokens: out of range (got 0); allowed: 1..4096. Ask for one."
 
 
@@ -38,7 +47,13 @@ def test_details_survive_the_wire() -> None:
     sent = InvalidArgument("bad", field="f", value=7, allowed="1..2", reason="TOO_BIG", next_step="Shrink.")
     got = over_the_wire(sent)
     assert type(got) is InvalidArgument
-    assert (got.field, got.value, got.allowed, got.reason, got.next_step) == ("f", "7", "1..2", "TOO_BIG", "Shrink.")
+    assert (got.field, got.value, got.allowed, got.reason, got.next_step) == (
+        "f",
+        "7",
+        "1..2",
+        "TOO_BIG",
+        "Shrink.",
+    )
     assert str(sent) in str(got)
     assert over_the_wire(Unavailable("busy", retry_after_s=1.25)).retry_after_s == 1.25
 
@@ -70,4 +85,7 @@ def test_every_class_has_its_code() -> None:
     assert len(classes) > 10
     for cls in classes:
         if cls is not JanusError:
-            assert status_pb2.Status.FromString(cls("x").to_proto().SerializeToString()).code == cls.code.value[0]
+            assert (
+                status_pb2.Status.FromString(cls("x").to_proto().SerializeToString()).code
+                == cls.code.value[0]
+            )

@@ -44,7 +44,9 @@ class Servicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             await asyncio.sleep(60)
         if request.version == 4:  # what a proxying service does
             async with connect(self.peer) as channel:
-                await scheduler_pb2_grpc.SchedulerServiceStub(channel).GetCohort(pb.GetCohortRequest(), timeout=5)
+                await scheduler_pb2_grpc.SchedulerServiceStub(channel).GetCohort(
+                    pb.GetCohortRequest(), timeout=5
+                )
         return pb.GetLayoutResponse()
 
     async def WatchCohort(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -87,7 +89,9 @@ async def test_janus_errors_arrive_with_details() -> None:
         assert (error.field, error.allowed, error.next_step) == ("f", "2..3", "Fix it.")
 
 
-async def test_unexpected_errors_are_internal_and_keep_their_text_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unexpected_errors_are_internal_and_keep_their_text_to_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with Served() as s:
         with pytest.raises(grpc.RpcError) as caught:
             await s.stub.GetLayout(pb.GetLayoutRequest(version=1), timeout=5)
@@ -116,7 +120,9 @@ async def test_a_stream_fails_after_what_it_sent() -> None:
     async with Served() as s:
         got = []
         with pytest.raises(grpc.RpcError) as caught:
-            async for message in s.stub.WatchCohort(pb.WatchCohortRequest(), timeout=5, metadata=(("fail", "1"),)):
+            async for message in s.stub.WatchCohort(
+                pb.WatchCohortRequest(), timeout=5, metadata=(("fail", "1"),)
+            ):
                 got.append(message)
         error = from_rpc_error(caught.value)
         assert len(got) == 1 and isinstance(error, Unavailable) and error.retry_after_s == 2.0
@@ -195,7 +201,19 @@ def make_certificates(folder: Path) -> tuple[Path, Path, Path]:
         subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
 
     new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *new_key, "-keyout", folder / "ca.key", "-out", ca, "-subj", "/CN=test-ca", "-days", "1")
+    openssl(
+        "req",
+        "-x509",
+        *new_key,
+        "-keyout",
+        folder / "ca.key",
+        "-out",
+        ca,
+        "-subj",
+        "/CN=test-ca",
+        "-days",
+        "1",
+    )
     openssl("req", *new_key, "-keyout", key, "-out", folder / "csr", "-subj", "/CN=localhost")
     openssl(
         "x509", "-req", "-in", folder / "csr", "-CA", ca, "-CAkey", folder / "ca.key", "-CAcreateserial",
@@ -209,10 +227,15 @@ async def test_tls_and_mutual_tls(tmp_path: Path) -> None:
     mutual = dataclasses.replace(SETTINGS, tls_cert=str(cert), tls_key=str(key), tls_ca=str(ca))
     async with Served(mutual) as s:
         assert (await s.stub.Rebalance(pb.RebalanceRequest(), timeout=5)).reason == "ok"
-        for stranger in (SETTINGS, dataclasses.replace(SETTINGS, tls_ca=str(ca))):  # in clear; without certificate
+        for stranger in (
+            SETTINGS,
+            dataclasses.replace(SETTINGS, tls_ca=str(ca)),
+        ):  # in clear; without certificate
             async with connect(s.address, stranger) as channel:
                 with pytest.raises(grpc.RpcError) as caught:
-                    await scheduler_pb2_grpc.SchedulerServiceStub(channel).Rebalance(pb.RebalanceRequest(), timeout=3)
+                    await scheduler_pb2_grpc.SchedulerServiceStub(channel).Rebalance(
+                        pb.RebalanceRequest(), timeout=3
+                    )
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

@@ -73,7 +73,9 @@ def test_second_signal_ends_at_once() -> None:
 
 
 def test_janus_error_is_one_line() -> None:
-    code, _, err = finish(start("async def main(): raise FailedPrecondition('port 1 is in use')\nrun_service(main)"))
+    code, _, err = finish(
+        start("async def main(): raise FailedPrecondition('port 1 is in use')\nrun_service(main)")
+    )
     assert (code, err) == (1, "error: port 1 is in use\n")
 
 

@@ -43,7 +43,10 @@ def test_flag_beats_role_variable_beats_common_variable_beats_default() -> None:
 def test_redis_url_comes_from_three_variables() -> None:
     assert "redis_url='redis://x:1'" in run().output
     assert "redis_url='redis://y:1'" in run(JANUS_REDIS_URL="redis://y:1").output
-    assert "redis_url='redis://z:1'" in run(JANUS_REDIS_URL="redis://y:1", JANUS_DEMO_REDIS_URL="redis://z:1").output
+    assert (
+        "redis_url='redis://z:1'"
+        in run(JANUS_REDIS_URL="redis://y:1", JANUS_DEMO_REDIS_URL="redis://z:1").output
+    )
 
 
 def test_missing_redis_url_names_flag_and_variables() -> None:

@@ -18,7 +18,14 @@ from janus_runtime.errors import NotFound
 from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
 from janus_runtime.spanstore import LocalSpanStore
-from janus_runtime.telemetry import list_traces, read_trace, record_span, setup_telemetry, shutdown_telemetry, tracer
+from janus_runtime.telemetry import (
+    list_traces,
+    read_trace,
+    record_span,
+    setup_telemetry,
+    shutdown_telemetry,
+    tracer,
+)
 from janus_wire.v1 import scheduler_pb2 as pb
 from janus_wire.v1 import scheduler_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -31,7 +38,12 @@ def settings(folder: Path, **more: Any) -> ServiceSettings:
 
 @pytest.fixture
 def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_SDK_DISABLED", "OTEL_SERVICE_NAME"):
+    for name in (
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_SDK_DISABLED",
+        "OTEL_SERVICE_NAME",
+    ):
         monkeypatch.delenv(name, raising=False)
     setup_telemetry("moe", "moe-0", settings(tmp_path))
     yield tmp_path
@@ -85,7 +97,9 @@ async def test_context_crosses_grpc_and_errors_carry_no_text(traced: Path) -> No
                 yield pb.WatchCohortResponse()
 
     async with GrpcServer(settings(traced), "scheduler") as server:
-        server.add(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, Servicer(), "janus.v1.SchedulerService")
+        server.add(
+            scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, Servicer(), "janus.v1.SchedulerService"
+        )
         address = await server.start()
         async with connect(address) as channel:
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
@@ -198,5 +212,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 time.sleep(2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
     assert int(done.stdout) <= 3

@@ -11,7 +11,6 @@ from janus_runtime.records import CohortRecord, Lease, Role, WorkerState
 from janus_scheduler.membership import Form, Keep, Rules, Settler, Wait, decide, to_member
 
 
-
 def worker(name: str, member: int = 0, **more: Any) -> Lease:
     """A ready worker of a small model; its role is the name's first part."""
     role = Role(name.partition("-")[0])
@@ -101,7 +100,10 @@ def test_minima_count_again_when_nobody_of_the_old_cohort_is_left() -> None:
 def test_too_few_slots_wait_for_more_moe_workers() -> None:
     decision = decide([A0, M0], None, RULES)
     assert isinstance(decision, Wait)
-    assert "waiting for more MoE workers: 4 expert slots per layer (moe-0 4) cannot hold 8 experts" in decision.reason
+    assert (
+        "waiting for more MoE workers: 4 expert slots per layer (moe-0 4) cannot hold 8 experts"
+        in decision.reason
+    )
     many = dataclasses.replace(M0, slots=100)
     assert isinstance(decide([A0, many], None, RULES), Form)
     # 100 slots of one instance hold 8 experts, not 100: a second copy is of no use.
@@ -144,7 +146,9 @@ def test_a_tie_does_not_depend_on_the_order() -> None:
     assert "moe-0 does not fit attention-0" in decision.refused[0]
 
 
-@pytest.mark.parametrize("change", [{"slots": 0}, {"num_experts": 0}, {"moe_layers": 0}, {"transport_address": ""}])
+@pytest.mark.parametrize(
+    "change", [{"slots": 0}, {"num_experts": 0}, {"moe_layers": 0}, {"transport_address": ""}]
+)
 def test_leases_without_what_a_cohort_needs_are_refused(change: dict[str, Any]) -> None:
     decision = decide([A0, M0, M1, dataclasses.replace(M2, **change)], None, RULES)
     assert isinstance(decision, Form) and names(decision.moe) == ["moe-0", "moe-1"]
@@ -161,7 +165,9 @@ def test_draining() -> None:
     assert isinstance(decision, Form) and names(decision.moe) == ["moe-0", "moe-1"]
     assert "moe-2 drained" in decision.reason
     # ... and not before.
-    assert isinstance(decide([A0, A1, M0, *(dataclasses.replace(m, **draining) for m in (M1, M2))], record, RULES), Keep)
+    assert isinstance(
+        decide([A0, A1, M0, *(dataclasses.replace(m, **draining) for m in (M1, M2))], record, RULES), Keep
+    )
     # One that never stepped is not taken in.
     assert isinstance(decide([A0, M0, M1, dataclasses.replace(M10, **draining)], None, RULES), Form)
 

@@ -182,7 +182,9 @@ async def test_garbage_in_the_cohort_and_layout_keys_is_replaced(
     await client.aclose()
 
 
-async def test_refusals_are_said(coordination: Coordination, ready: Ready, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refusals_are_said(
+    coordination: Coordination, ready: Ready, caplog: pytest.LogCaptureFixture
+) -> None:
     p = publisher(coordination, settle_s=0.0)
     for lease in (ready("attention-0"), ready("moe-0"), ready("moe-1"), ready("moe-2", model="other")):
         await coordination.register(lease)
