@@ -1,0 +1,205 @@
+"""Framed messages between an engine and its peers, with preallocated buffers.
+
+Receives are posted ahead, ``depth`` per peer; a frame is looked at in place (:meth:`Exchange.peek`) and its
+buffer posted again when it is consumed (:meth:`Exchange.pop`). Everything a peer sends is checked before
+anyone sees it: what is malformed is counted, logged once per peer, and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from janus_transport.base import Bytes, PeerLost, Request, Transport, TransportError, Truncated, WaitTimeout
+from janus_transport.framing import HEADER_BYTES, FrameError, Header, decode
+
+_LOG = logging.getLogger("janus.transport")
+_RECLAIM_S = 30.0
+_ALIVE_EVERY_S = 0.002
+
+
+@dataclass(slots=True)
+class Frame:
+    """A received frame, valid until it is consumed."""
+
+    header: Header
+    payload: Bytes
+    """uint8 [header.payload_bytes], a view on the receive buffer."""
+
+
+class SendBuffer:
+    """A frame to fill: header and payload in one piece of memory."""
+
+    __slots__ = ("payload", "raw", "requests")
+
+    def __init__(self, max_payload: int) -> None:
+        self.raw: Bytes = np.empty(HEADER_BYTES + max_payload, np.uint8)
+        self.payload: Bytes = self.raw[HEADER_BYTES:]
+        self.requests: list[Request] = []
+
+    def busy(self) -> bool:
+        """Whether a send of it is under way."""
+        return any(not request.done() for request in self.requests)
+
+
+class _Link:
+    """Receives from one peer, oldest first."""
+
+    __slots__ = ("complained", "frame", "lost", "ring")
+
+    def __init__(self) -> None:
+        self.ring: deque[tuple[Request, Bytes]] = deque()
+        self.frame: Frame | None = None
+        self.lost = False
+        self.complained = False
+
+
+class Exchange:
+    """Frames to and from the members of a cohort. Not thread safe."""
+
+    def __init__(self, transport: Transport, *, member: int, max_payload: int, depth: int = 4) -> None:
+        """``max_payload``: bytes; ``depth``: frames that a peer may have under way to us."""
+        self._transport = transport
+        self._member = member
+        self._max_payload = max_payload
+        self._depth = depth
+        self._links: dict[int, _Link] = {}
+        self._addresses: dict[int, bytes] = {}
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.messages_sent = 0
+        self.messages_received = 0
+        self.rejected = 0
+        """Frames dropped: malformed, oversized, or of a sender that is not who it says."""
+
+    def set_peers(self, peers: Mapping[int, bytes]) -> None:
+        """Talk to exactly these members: new ones are connected, others forgotten, the rest left as they are."""
+        for member in [m for m, address in self._addresses.items() if peers.get(m) != address]:
+            self._transport.disconnect(member)
+            del self._addresses[member], self._links[member]
+        for member, address in peers.items():
+            if member in self._addresses:
+                continue
+            self._transport.connect(member, address)
+            self._addresses[member] = address
+            link = self._links[member] = _Link()
+            for _ in range(self._depth):
+                self._post(member, link, np.empty(HEADER_BYTES + self._max_payload, np.uint8))
+
+    def allocate(self) -> SendBuffer:
+        """A buffer for frames of up to ``max_payload`` bytes."""
+        return SendBuffer(self._max_payload)
+
+    def reclaim(self, buffer: SendBuffer) -> None:
+        """Wait until earlier sends of ``buffer`` are over, so that it may be written. WaitTimeout after 30 s."""
+        if buffer.busy():
+            self._transport.wait(lambda: not buffer.busy(), deadline=time.monotonic() + _RECLAIM_S)
+        buffer.requests.clear()
+
+    def send(self, peers: Sequence[int], header: Header, buffer: SendBuffer) -> None:
+        """Start sending the same frame to each of ``peers``. Raises PeerLost; see :meth:`reclaim`."""
+        if header.payload_bytes > buffer.payload.nbytes:
+            raise FrameError(f"payload of {header.payload_bytes} bytes; at most {buffer.payload.nbytes} fit")
+        header.encode_into(buffer.raw)
+        size = HEADER_BYTES + header.payload_bytes
+        message = buffer.raw[:size]
+        for peer in peers:
+            buffer.requests.append(self._transport.send(peer, message))
+            self.messages_sent += 1
+            self.bytes_sent += size
+
+    def peek(self, peer: int) -> Frame | None:
+        """Oldest frame of ``peer`` that has not been consumed; None when there is none."""
+        link = self._links.get(peer)
+        if link is None:
+            return None
+        if link.frame is None:
+            while link.ring and link.ring[0][0].done():
+                frame = self._take(peer, link)
+                if frame is not None:
+                    link.frame = frame
+                    break
+        return link.frame
+
+    def pop(self, peer: int) -> None:
+        """Consume the frame that :meth:`peek` gives."""
+        link = self._links[peer]
+        if link.frame is None:
+            raise TransportError(f"no frame of member {peer} to consume")
+        link.frame = None
+        _, buffer = link.ring.popleft()
+        self._post(peer, link, buffer)
+
+    def _take(self, peer: int, link: _Link) -> Frame | None:
+        """Frame in the oldest, completed receive; None after dropping it."""
+        request, buffer = link.ring[0]
+        try:
+            request.check()
+            header = decode(buffer)
+            if header.source != peer:
+                raise FrameError(f"source is {header.source}")
+        except PeerLost:
+            link.lost = True
+            link.ring.popleft()
+            return None
+        except (Truncated, FrameError) as error:
+            self.rejected += 1
+            if not link.complained:
+                link.complained = True
+                _LOG.warning("dropped a frame of member %d: %s (said once; see rejected_messages)", peer, error)
+            link.ring.popleft()
+            self._post(peer, link, buffer)
+            return None
+        self.messages_received += 1
+        self.bytes_received += HEADER_BYTES + header.payload_bytes
+        return Frame(header, buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
+
+    def _post(self, peer: int, link: _Link, buffer: Bytes) -> None:
+        try:
+            link.ring.append((self._transport.recv(peer, buffer), buffer))
+        except PeerLost:
+            link.lost = True
+
+    def lost(self, peer: int) -> bool:
+        """Whether ``peer`` is known to be gone."""
+        link = self._links.get(peer)
+        return link is None or link.lost or not self._transport.alive(peer)
+
+    def wait(
+        self,
+        ready: Callable[[], bool],
+        *,
+        deadline: float,
+        waiting_for: Callable[[], Iterable[int]] = tuple,
+        wake_fds: Sequence[int] = (),
+    ) -> bool:
+        """Make progress until ``ready()``: True; False when a wake fd is readable.
+
+        Raises WaitTimeout, naming the members that ``waiting_for()`` gives, at ``deadline`` (time.monotonic()),
+        and PeerLost when one of those is gone and has left no frame that would have made us ready.
+        """
+        gone: list[int] = []
+        checked = 0.0
+
+        def done() -> bool:
+            nonlocal checked
+            if ready():
+                return True
+            now = time.monotonic()
+            if now - checked > _ALIVE_EVERY_S:
+                checked = now
+                gone.extend(peer for peer in waiting_for() if self.lost(peer))
+            return bool(gone)
+
+        try:
+            result = self._transport.wait(done, deadline=deadline, wake_fds=wake_fds)
+        except WaitTimeout:
+            raise WaitTimeout(tuple(waiting_for())) from None
+        if gone and not ready():
+            raise PeerLost(gone[0])
+        return result

@@ -1,0 +1,115 @@
+"""Frames: a fixed header, then the payload, in one message. Pure.
+
+The header is 128 bytes, little-endian, so that payloads of aligned buffers are aligned::
+
+    magic "JNS1", version u8, kind u8, flags u16, epoch u64, step u64, layer u16, lane u16, source u32,
+    tokens u32, dtype u8, topk u8, payload_bytes u64, digest u64, elapsed_us u32, trace_id 16, span_id 8
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from janus_transport.base import Bytes, TransportError
+
+MAGIC = b"JNS1"
+VERSION = 1
+HEADER_BYTES = 128
+_LAYOUT = struct.Struct("<4sBBHQQHHIIBB2xQQI4x16s8s40x")
+assert _LAYOUT.size == HEADER_BYTES
+
+
+class FrameError(TransportError):
+    """Bytes that are not a frame of this version; says which field is wrong."""
+
+
+class Kind(enum.IntEnum):
+    """What a frame carries."""
+
+    HIDDEN = 1
+    """Attention to MoE: hidden states of one layer, or zero tokens."""
+    PARTIAL = 2
+    """MoE to attention: partial sum of the routed experts."""
+    STEP_DONE = 3
+    """Coordinator to idle attention workers: the step is over."""
+    WAKE = 4
+    """Coordinator to sleeping attention workers: a step has begun."""
+
+
+class DType(enum.IntEnum):
+    """Element type of the payload."""
+
+    NONE = 0
+    FLOAT32 = 1
+    FLOAT64 = 2
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+_DTYPES = frozenset(dtype.value for dtype in DType)
+
+
+@dataclass(slots=True, kw_only=True)
+class Header:
+    """Header of one frame. Sizes are checked against the buffer by :func:`decode`, meaning by the engines."""
+
+    kind: Kind
+    epoch: int
+    """Cohort epoch, u64."""
+    step: int
+    """Step of the epoch, u64."""
+    source: int
+    """Member number of the sender, u32."""
+    flags: int = 0
+    layer: int = 0
+    """MoE layer, counted from the first."""
+    lane: int = 0
+    """Micro-batch, where several are in flight."""
+    tokens: int = 0
+    dtype: int = DType.NONE
+    topk: int = 0
+    payload_bytes: int = 0
+    digest: int = 0
+    """u64 over routing and schedule."""
+    elapsed_us: int = 0
+    """Time the sender computed."""
+    trace_id: bytes = bytes(16)
+    span_id: bytes = bytes(8)
+
+    def encode_into(self, buffer: Bytes) -> None:
+        """Write to the first 128 bytes. Raises FrameError for a value outside its field's range."""
+        try:
+            _LAYOUT.pack_into(
+                buffer, 0, MAGIC, VERSION, self.kind, self.flags, self.epoch, self.step, self.layer, self.lane,
+                self.source, self.tokens, self.dtype, self.topk, self.payload_bytes, self.digest,
+                min(self.elapsed_us, 0xFFFFFFFF), self.trace_id, self.span_id,
+            )  # fmt: skip
+        except struct.error as error:
+            raise FrameError(f"header field out of range: {error} in {self}") from error
+
+
+def decode(buffer: Bytes) -> Header:
+    """Header of a received frame. Raises FrameError naming the field, its value and what is allowed."""
+    if buffer.nbytes < HEADER_BYTES:
+        raise FrameError(f"{buffer.nbytes} bytes are no header of {HEADER_BYTES}")
+    (
+        magic, version, kind, flags, epoch, step, layer, lane, source, tokens, dtype, topk, payload_bytes, digest,
+        elapsed_us, trace_id, span_id,
+    ) = _LAYOUT.unpack_from(buffer)  # fmt: skip
+    if magic != MAGIC:
+        raise FrameError(f"magic is {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise FrameError(f"frame version {version}; this build speaks {VERSION}")
+    known = _KINDS.get(kind)
+    if known is None:
+        raise FrameError(f"kind {kind}; allowed: {', '.join(f'{k.value} ({k.name})' for k in Kind)}")
+    if dtype not in _DTYPES:
+        raise FrameError(f"dtype {dtype}; allowed: {sorted(_DTYPES)}")
+    if payload_bytes > buffer.nbytes - HEADER_BYTES:
+        raise FrameError(f"payload of {payload_bytes} bytes; at most {buffer.nbytes - HEADER_BYTES} fit")
+    return Header(
+        kind=known, flags=flags, epoch=epoch, step=step, layer=layer, lane=lane, source=source, tokens=tokens,
+        dtype=dtype, topk=topk, payload_bytes=payload_bytes, digest=digest, elapsed_us=elapsed_us,
+        trace_id=trace_id, span_id=span_id,
+    )  # fmt: skip

@@ -1,0 +1,204 @@
+"""Transport over UCX through UCXX's synchronous API: shared memory, TCP, and on their hosts RDMA and NVLink.
+
+The only module that touches UCXX, whose Python API is private (``ucxx._lib``) and pinned. UCX reads its
+environment when a context is made: the defaults below are set here, once, before the import, and never over
+what the user has set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from janus_transport.base import Bytes, PeerLost, Request, Transport, TransportError, Truncated, WaitTimeout
+
+_DEFAULTS = {
+    # Without it UCX silently drops shared memory for tcp once error handling is on.
+    "UCX_MM_ERROR_HANDLING": "y",
+    # A killed peer is noticed after one round.
+    "UCX_KEEPALIVE_INTERVAL": "1s",
+    "UCX_RNDV_THRESH": "256k",
+    "UCX_TCP_TX_SEG_SIZE": "256k",
+    "UCX_TCP_RX_SEG_SIZE": "256k",
+    "UCX_TCP_SNDBUF": "4m",
+    "UCX_TCP_RCVBUF": "4m",
+    # The wheels set a variable that this UCX does not know, and warn of it in every process.
+    "UCX_WARN_UNUSED_ENV_VARS": "n",
+}
+_CPU_TLS = "shm,tcp"
+_TAG_KIND = 0x4A4E5331 << 32
+"""High half of every tag: "JNS1". The low half is the sender's member number."""
+_SLEEP_S = 0.5
+_RETIRE_S = 5.0
+
+
+def _has_accelerator_or_rdma() -> bool:
+    return os.path.exists("/dev/nvidiactl") or os.path.isdir("/sys/class/infiniband")
+
+
+def _set_environment() -> None:
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if not _has_accelerator_or_rdma():
+        os.environ.setdefault("UCX_TLS", _CPU_TLS)
+
+
+def _load() -> tuple[Any, Any]:
+    _set_environment()
+    try:
+        from ucxx._lib import libucxx
+        from ucxx._lib.arr import Array
+    except ImportError as error:
+        raise TransportError(
+            f"UCXX cannot be imported ({error}); install janus-transport[ucx], or a UCXX build for this machine"
+        ) from error
+    return libucxx, Array
+
+
+class _UcxRequest(Request):
+    __slots__ = ("_peer", "_ucx", "buffer")
+
+    def __init__(self, ucx: Any, buffer: Any, peer: int) -> None:
+        self._ucx = ucx
+        self.buffer = buffer  # UCX writes to it until the request has completed
+        self._peer = peer
+
+    def done(self) -> bool:
+        completed: bool = self._ucx.completed
+        return completed
+
+    def check(self) -> None:
+        try:
+            self._ucx.check_error()
+        except Exception as error:
+            # UCXX's errors share no public base class.
+            if type(error).__name__ == "UCXMessageTruncatedError":
+                raise Truncated(str(error)) from error
+            raise PeerLost(self._peer, f"{type(error).__name__}: {error}") from error
+
+
+class UcxTransport(Transport):
+    """One UCX worker and an endpoint per peer, driven by the thread that steps."""
+
+    name = "ucx"
+
+    def __init__(self, member: int) -> None:
+        super().__init__(member)
+        self._ucx, self._array = _load()
+        features = (self._ucx.Feature.TAG, self._ucx.Feature.WAKEUP)
+        self._context = self._ucx.UCXContext({}, feature_flags=features)
+        self._worker = self._ucx.UCXWorker(self._context)
+        self._worker.init_blocking_progress_mode()
+        self._address = bytes(self._worker.address.tobytes())
+        self._endpoints: dict[int, Any] = {}
+        self._send_tag = self._ucx.UCXXTag(_TAG_KIND | member)
+        # Requests of closed endpoints, held until UCX lets go of their buffers.
+        self._retired: list[_UcxRequest] = []
+        self._open: dict[int, list[_UcxRequest]] = {}
+        self._closed = False
+
+    @property
+    def address(self) -> bytes:
+        return self._address
+
+    def describe(self) -> str:
+        return f"ucx {os.environ.get('UCX_TLS', 'auto')}"
+
+    def connect(self, peer: int, address: bytes) -> None:
+        try:
+            remote = self._ucx.UCXAddress.create_from_buffer(address)
+            endpoint = self._ucx.UCXEndpoint.create_from_worker_address(self._worker, remote, True)
+        except Exception as error:  # UCXX's errors share no public base class
+            raise PeerLost(peer, f"cannot connect: {type(error).__name__}: {error}") from error
+        self._endpoints[peer] = endpoint
+        self._open[peer] = []
+
+    def disconnect(self, peer: int) -> None:
+        endpoint = self._endpoints.pop(peer, None)
+        if endpoint is None:
+            return
+        endpoint.close()
+        self._retire(peer)
+
+    def _retire(self, peer: int) -> None:
+        self._retired = [r for r in (*self._retired, *self._open.pop(peer, ())) if not r.done()]
+
+    def alive(self, peer: int) -> bool:
+        endpoint = self._endpoints.get(peer)
+        return endpoint is not None and bool(endpoint.alive)
+
+    def send(self, peer: int, buffer: Bytes) -> Request:
+        return self._start(peer, buffer, send=True)
+
+    def recv(self, peer: int, buffer: Bytes) -> Request:
+        return self._start(peer, buffer, send=False)
+
+    def _start(self, peer: int, buffer: Bytes, *, send: bool) -> Request:
+        if not buffer.flags.c_contiguous:
+            raise ValueError("a transport buffer must be contiguous")
+        endpoint = self._endpoints.get(peer)
+        if endpoint is None:
+            raise PeerLost(peer, "not connected")
+        if not endpoint.alive:
+            raise PeerLost(peer, "its endpoint has failed")
+        array = self._array(buffer)
+        try:
+            if send:
+                ucx = endpoint.tag_send(array, self._send_tag)
+            else:
+                ucx = endpoint.tag_recv(array, self._ucx.UCXXTag(_TAG_KIND | peer))
+        except Exception as error:  # UCXX's errors share no public base class
+            raise PeerLost(peer, f"{type(error).__name__}: {error}") from error
+        request = _UcxRequest(ucx, array, peer)
+        under_way = self._open[peer]
+        under_way.append(request)
+        if len(under_way) > 64:
+            self._open[peer] = [r for r in under_way if not r.done()]
+        return request
+
+    def wait(
+        self, ready: Callable[[], bool], *, deadline: float, wake_fds: Sequence[int] = (), spin_us: int = 50
+    ) -> bool:
+        worker = self._worker
+        progress = worker.progress
+        spin_until = time.monotonic() + spin_us * 1e-6
+        poller: select.poll | None = None
+        while True:
+            progress()
+            if ready():
+                return True
+            now = time.monotonic()
+            if now >= deadline:
+                raise WaitTimeout
+            if now < spin_until:
+                os.sched_yield()
+                continue
+            if poller is None:
+                poller = select.poll()
+                for fd in (worker.epoll_file_descriptor, *wake_fds):
+                    poller.register(fd, select.POLLIN)
+            # Arming fails while events are pending: then there is progress to make first.
+            if not worker.arm():
+                continue
+            # What completed before arm() did not raise an event.
+            if ready():
+                return True
+            events = [fd for fd, _ in poller.poll(min(deadline - now, _SLEEP_S) * 1000 + 1)]
+            if any(fd in wake_fds for fd in events):
+                return False
+            if self._retired:
+                self._retired = [r for r in self._retired if not r.done()]
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for peer in list(self._endpoints):
+            self.disconnect(peer)
+        # Buffers of cancelled requests must outlive UCX's use of them; a dead peer's may never complete.
+        with contextlib.suppress(WaitTimeout):
+            self.wait(lambda: all(r.done() for r in self._retired), deadline=time.monotonic() + _RETIRE_S)
