@@ -1,0 +1,29 @@
+"""Ops on CPU tensors. Shapes: T tokens, d hidden, f expert width, E experts, k experts per token, V vocabulary.
+
+Everything here is batch-invariant: a token's result does not depend, in any bit, on the other tokens of the
+call. Arithmetic is float32; weights may be float32, bfloat16 or float16.
+"""
+
+from __future__ import annotations
+
+from janus_kernels.ops.attention import apply_rotary, paged_attention
+from janus_kernels.ops.dense import linear, rms_norm, swiglu_ffn
+from janus_kernels.ops.experts import ExpertStats, ExpertWeights, combine, expert_ffn
+from janus_kernels.ops.routing import RoutingSpec, route, router_logits
+from janus_kernels.ops.sampling import sample
+
+__all__ = [
+    "ExpertStats",
+    "ExpertWeights",
+    "RoutingSpec",
+    "apply_rotary",
+    "combine",
+    "expert_ffn",
+    "linear",
+    "paged_attention",
+    "rms_norm",
+    "route",
+    "router_logits",
+    "sample",
+    "swiglu_ffn",
+]

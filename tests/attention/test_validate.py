@@ -1,0 +1,54 @@
+"""Bad requests to an attention worker: the error names field, value and range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from janus_attention.validate import Limits, submission
+from janus_runtime.errors import InvalidArgument
+from janus_wire.v1 import attention_pb2, common_pb2
+
+LIMITS = Limits(vocab_size=100, context=32, eos_ids=(2, 3))
+
+
+def request(prompt: list[int], resumed: list[int] | None = None, **sampling: Any) -> Any:
+    return attention_pb2.AttentionServiceGenerateRequest(
+        prompt_token_ids=prompt, resumed_token_ids=resumed or [], sampling=common_pb2.SamplingParams(**sampling)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (request([], temperature=0), "prompt_token_ids"),
+        (request([100], temperature=0), "prompt_token_ids"),
+        (request([1], resumed=[400], temperature=0), "resumed_token_ids"),
+        (request([1] * 32, temperature=0), "prompt_token_ids"),
+        (request([1], resumed=[5] * 31, temperature=0), "prompt_token_ids"),
+        (request([1], temperature=-0.5), "sampling.temperature"),
+        (request([1], temperature=float("nan")), "sampling.temperature"),
+        (request([1], temperature=0, top_p=0), "sampling.top_p"),
+        (request([1], temperature=0, top_p=1.5), "sampling.top_p"),
+        (request([1], temperature=0, top_k=-2), "sampling.top_k"),
+        (request([1], temperature=0, min_p=1.1), "sampling.min_p"),
+        (request([1], temperature=0, max_tokens=0), "sampling.max_tokens"),
+        (request([1], resumed=[5, 6], temperature=0, max_tokens=2), "sampling.max_tokens"),
+        (request([1], temperature=0, logprobs=21), "sampling.logprobs"),
+        (request([1], temperature=0, stop=["x"]), "sampling.stop"),
+        (request([1], temperature=0, stop_token_ids=[100]), "sampling.stop_token_ids"),
+        (request([1], temperature=1.0), "sampling.seed"),
+    ],
+)
+def test_refused(bad: Any, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        submission(bad, LIMITS)
+    assert caught.value.field == field
+
+
+def test_defaults_and_clamps() -> None:
+    body = submission(request([1, 4], temperature=0, max_tokens=1000), LIMITS)
+    assert body["sampling"]["max_tokens"] == 30
+    assert body["sampling"]["stop_token_ids"] == [2, 3]
+    assert submission(request([1], temperature=0, ignore_eos=True), LIMITS)["sampling"]["stop_token_ids"] == []
+    assert submission(request([1], seed=7), LIMITS)["sampling"]["temperature"] == 1.0
