@@ -43,6 +43,7 @@ class CohortEngine(abc.ABC):
         self._link = link
         self._stall_s = stall_s
         self._announced: Message | None = None
+        self._why = "the first one"
         self._spans: list[dict[str, Any]] = []
         self._reported = 0.0
 
@@ -85,7 +86,7 @@ class CohortEngine(abc.ABC):
                 if self._announced is not None:
                     self._take_up(self._announced)
                 elif self.cohort is None:
-                    self._wait_for_cohort("the first one")
+                    self._wait_for_cohort()
                 else:
                     self.run_step()
             except Stop:
@@ -119,11 +120,12 @@ class CohortEngine(abc.ABC):
         self._leave(f"{name} {reason}")
 
     def _leave(self, why: str) -> None:
+        """Serve no cohort until the next one is announced; the loop then waits for it."""
         self.cohort = None
-        self._wait_for_cohort(why)
+        self._why = why
 
-    def _wait_for_cohort(self, why: str) -> None:
-        self._link.send({"t": "waiting", "detail": f"a cohort: {why}"})
+    def _wait_for_cohort(self) -> None:
+        self._link.send({"t": "waiting", "detail": f"a cohort: {self._why}"})
         self.report(force=True)
         while self._announced is None:
             self.wait(lambda: False, waiting_for=tuple, quiet=True)
