@@ -1,1 +1,1 @@
-"""The door: gRPC and OpenAI-compatible HTTP."""
+"""The door: gRPC and OpenAI-compatible HTTP side by side, tokenizer, admission, routing. No torch."""

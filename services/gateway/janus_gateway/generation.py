@@ -1,0 +1,299 @@
+"""Generation, whatever the protocol: admission, a worker, tokens, text; and a worker's loss survived."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+
+import grpc
+from janus_runtime.errors import (
+    DeadlineExceeded,
+    Internal,
+    JanusError,
+    ResourceExhausted,
+    Unavailable,
+    from_rpc_error,
+)
+from janus_runtime.telemetry import tracer
+from janus_wire.v1 import attention_pb2, common_pb2
+from opentelemetry import trace
+
+from janus_gateway.answer import Answer, Piece
+from janus_gateway.config import GatewaySettings
+from janus_gateway.metrics import GatewayMetrics
+from janus_gateway.model import ServedModel
+from janus_gateway.pool import Target, WorkerPool
+
+log = logging.getLogger("janus.gateway")
+
+_STOPPED = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One sequence to generate; everything checked and fixed."""
+
+    request_id: str
+    prompt: list[int]
+    sampling: common_pb2.SamplingParams
+    """What the worker gets: seed included, so that any worker continues exactly; no stop strings."""
+    stops: tuple[str, ...] = ()
+    operation: str
+    """``gen_ai.operation.name``."""
+    started: float = field(default_factory=time.monotonic)
+    """When the request arrived, monotonic."""
+    deadline: float
+    """Monotonic."""
+
+
+class _Lost(Exception):
+    """The worker is gone or full; the stream can go on elsewhere."""
+
+    def __init__(self, cause: JanusError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Generator:
+    """One per gateway."""
+
+    def __init__(
+        self, pool: WorkerPool, model: ServedModel, metrics: GatewayMetrics, settings: GatewaySettings
+    ) -> None:
+        self._pool = pool
+        self._model = model
+        self._metrics = metrics
+        self._settings = settings
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.in_flight = 0
+        self.draining = False
+
+    @contextlib.contextmanager
+    def admit(self, sequences: int) -> Iterator[None]:
+        """Room for a request's sequences, all or none. ResourceExhausted when there is none."""
+        if self.draining:
+            raise Unavailable(
+                f"{self._settings.worker_id} is shutting down",
+                reason="DRAINING",
+                retry_after_s=1.0,
+                next_step="Retry at another gateway.",
+            )
+        if self.in_flight + sequences > self._settings.max_in_flight:
+            raise ResourceExhausted(
+                f"{self.in_flight} sequences are in flight, the request wants {sequences} more",
+                reason="TOO_MANY_REQUESTS",
+                allowed=f"at most {self._settings.max_in_flight} at once",
+                retry_after_s=1.0,
+                next_step="Retry later.",
+            )
+        self.in_flight += sequences
+        self._metrics.in_flight.set(self.in_flight)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= sequences
+            self._metrics.in_flight.set(self.in_flight)
+            if not self.in_flight:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Until nothing is in flight."""
+        await self._idle.wait()
+
+    async def stream(self, job: Job) -> AsyncGenerator[Piece, None]:
+        """The answer, piece by piece; close the generator to cancel it at the worker.
+
+        Raises JanusError: what the worker says of the request; Unavailable when no worker could take or
+        continue it within ``retry_s``; DeadlineExceeded.
+        """
+        answer = Answer(self._model.tokenizer.stream(), job.stops, job.sampling.min_tokens)
+        clock = _Clock(job, self._metrics)
+        span = tracer().start_span(
+            "stream", attributes={"janus.prompt_tokens": len(job.prompt), "janus.request_id": job.request_id}
+        )
+        ended = False
+        try:
+            async with contextlib.aclosing(self._pieces(job, answer, clock, span)) as pieces:
+                async for piece in pieces:
+                    ended = bool(piece.finish_reason)
+                    yield piece
+        except (GeneratorExit, asyncio.CancelledError):
+            if not ended:
+                self._metrics.cancelled()
+                span.set_attribute("error.type", "CANCELLED")
+            raise
+        except JanusError as error:
+            span.set_attribute("error.type", error.reason)
+            raise
+        finally:
+            clock.done(len(answer.ids))
+            span.set_attribute("janus.completion_tokens", len(answer.ids))
+            span.end()
+
+    async def _pieces(
+        self, job: Job, answer: Answer, clock: _Clock, span: trace.Span
+    ) -> AsyncGenerator[Piece, None]:
+        give_up = job.deadline
+        full: set[int] = set()
+        lost: JanusError | None = None
+        while True:
+            try:
+                target = await self._pool.acquire(min(give_up, job.deadline), patient=lost is not None)
+            except Unavailable as error:
+                _raise_if_late(job)
+                if lost is None:
+                    raise
+                raise self._gave_up(lost, len(answer.ids)) from error
+            before = len(answer.ids)
+            if before and lost is not None:
+                self._metrics.resumed()
+                span.add_event("resumed", {"janus.worker": target.worker.worker_id, "janus.tokens": before})
+            span.set_attribute("janus.worker", target.worker.worker_id)
+            try:
+                async with contextlib.aclosing(self._from(target, job, answer, clock, span)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                return
+            except _Lost as loss:
+                target.failed()
+                _raise_if_late(job)
+                if lost is None or len(answer.ids) > before:
+                    give_up = time.monotonic() + self._settings.retry_s
+                    full.clear()
+                lost = loss.cause
+                if isinstance(lost, ResourceExhausted) and not answer.ids:
+                    full.add(target.worker.member)
+                    if full >= self._pool.members():
+                        raise lost from loss
+                log.warning(
+                    "%s: %s after %d tokens: %s",
+                    job.request_id,
+                    target.worker.worker_id,
+                    len(answer.ids),
+                    lost,
+                )
+                if time.monotonic() >= give_up:
+                    raise self._gave_up(lost, len(answer.ids)) from loss
+            finally:
+                self._pool.release(target)
+
+    async def _from(
+        self, target: Target, job: Job, answer: Answer, clock: _Clock, span: trace.Span
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer's further pieces, by one worker. _Lost when it can go on elsewhere."""
+        request = attention_pb2.AttentionServiceGenerateRequest(
+            request_id=job.request_id,
+            prompt_token_ids=job.prompt,
+            resumed_token_ids=answer.ids,
+            sampling=job.sampling,
+        )
+        with trace.use_span(span):  # the call's metadata names the span as parent
+            call = target.stub.Generate(request, timeout=max(0.001, job.deadline - time.monotonic()))
+        try:
+            async for response in call:
+                target.succeeded()
+                for piece in _take(response, answer):
+                    clock.token(response.queue_us)
+                    yield piece
+                    if piece.finish_reason:
+                        return
+            raise _Lost(Unavailable(f"{target.worker.worker_id} ended the stream without a last token"))
+        except grpc.aio.AioRpcError as error:
+            raise _judge(error, target.worker.worker_id) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # grpc.aio says it this way too when the worker, not we, cancelled the call.
+            raise _Lost(Unavailable(f"{target.worker.worker_id} cancelled the call")) from None
+        finally:
+            call.cancel()
+
+    def _gave_up(self, cause: JanusError, tokens: int) -> JanusError:
+        return Unavailable(
+            f"no attention worker could {'continue' if tokens else 'take'} the request within "
+            f"{self._settings.retry_s:g} s ({tokens} tokens were made): {cause.message}",
+            reason="WORKER_LOST",
+            retry_after_s=1.0,
+            next_step="Retry; `janus status` shows the workers.",
+        )
+
+
+def current_trace_id() -> str:
+    """32 hex digits: the current trace's id, or a random one when nothing is traced."""
+    context = trace.get_current_span().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else secrets.token_hex(16)
+
+
+def _take(response: attention_pb2.AttentionServiceGenerateResponse, answer: Answer) -> Iterator[Piece]:
+    """A worker's response into the answer. _Lost when the worker gave it up; Internal when it is wrong."""
+    finish = response.finish_reason
+    if finish == common_pb2.FINISH_REASON_CANCELLED:
+        raise _Lost(Unavailable("the worker gave the sequence up"))
+    if finish == common_pb2.FINISH_REASON_ERROR:
+        raise Internal("the worker reports that this request failed", next_step="See the worker's log.")
+    known, first = len(answer.ids), response.first_index
+    if response.token_ids and first > known:
+        raise Internal(f"the worker skipped from token {known} to {first}", reason="TOKEN_GAP")
+    count = len(response.token_ids)
+    for place in range(min(known - first, count) if count else 0, count):
+        logprobs = response.logprobs[place] if place < len(response.logprobs) else None
+        last = place == count - 1
+        piece = answer.push(response.token_ids[place], logprobs, finish if last else 0)
+        yield piece
+        if piece.finish_reason:
+            return
+    if finish in _STOPPED and not count:
+        yield Piece(finish_reason=finish)
+
+
+def _judge(error: grpc.aio.AioRpcError, worker: str) -> Exception:
+    cause = from_rpc_error(error)
+    if isinstance(cause, Unavailable | ResourceExhausted):
+        return _Lost(cause)
+    text = (error.details() or "").lower()
+    if isinstance(cause, Internal) and ("rst_stream" in text or "connection" in text or "socket" in text):
+        return _Lost(Unavailable(f"{worker}: {error.details()}"))
+    if isinstance(cause, DeadlineExceeded):
+        return _late()
+    return cause
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "the request took longer than was allowed", next_step="Ask for fewer tokens, or allow more time."
+    )
+
+
+def _raise_if_late(job: Job) -> None:
+    if time.monotonic() >= job.deadline:
+        raise _late()
+
+
+class _Clock:
+    """Times of one sequence."""
+
+    def __init__(self, job: Job, metrics: GatewayMetrics) -> None:
+        self._job = job
+        self._metrics = metrics
+        self._first = 0.0
+        self._last = 0.0
+
+    def token(self, queue_us: int) -> None:
+        self._last = time.monotonic()
+        if not self._first:
+            self._first = self._last
+            self._metrics.first_token(self._job.operation, self._last - self._job.started, queue_us)
+
+    def done(self, tokens: int) -> None:
+        if self._first:
+            self._metrics.sequence_done(
+                self._job.operation, len(self._job.prompt), tokens, self._last - self._first
+            )

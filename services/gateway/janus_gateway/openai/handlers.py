@@ -1,0 +1,259 @@
+"""``/v1/chat/completions`` and ``/v1/completions``: one flow, two shapes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from janus_runtime.errors import InvalidArgument, NotFound
+from janus_runtime.telemetry import tracer
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from janus_gateway.answer import Piece, Token
+from janus_gateway.config import GatewaySettings
+from janus_gateway.generation import Generator, Job
+from janus_gateway.metrics import CHAT, COMPLETION, GatewayMetrics
+from janus_gateway.model import ServedModel
+from janus_gateway.openai import errors
+from janus_gateway.openai.fanin import merged
+from janus_gateway.openai.schemas import ChatRequest, CompletionRequest
+from janus_gateway.openai.shapes import ChatShape, CompletionShape, Shape, usage
+from janus_gateway.sampling import Names, check, check_ids, resolve
+
+_COMPLETION_MAX_TOKENS = 16
+"""OpenAI's default for completions; chat's is what is left of the context."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the handlers work with."""
+
+    generator: Generator
+    model: ServedModel
+    metrics: GatewayMetrics
+    settings: GatewaySettings
+
+
+async def chat_completions(request: Request, parts: Parts) -> Response:
+    """``POST /v1/chat/completions``."""
+    body = ChatRequest.parse(await request.body())
+    _check_model(body.model, parts.model)
+    with tracer().start_as_current_span("tokenize") as span:
+        prompt = await parts.model.encode_chat([message.plain() for message in body.messages])
+        span.set_attribute("janus.prompt_tokens", len(prompt))
+    names = Names(max_tokens=body.max_tokens_name, prompt="messages", logprobs="top_logprobs")
+    jobs = _jobs(request, parts, body, [prompt], names, CHAT, None)
+    return await _respond(request, parts, body, jobs, ChatShape(parts.model))
+
+
+async def completions(request: Request, parts: Parts) -> Response:
+    """``POST /v1/completions``."""
+    body = CompletionRequest.parse(await request.body())
+    _check_model(body.model, parts.model)
+    prompts = []
+    with tracer().start_as_current_span("tokenize") as span:
+        for index, prompt in enumerate(body.prompt):
+            field = "prompt" if len(body.prompt) == 1 else f"prompt[{index}]"
+            if isinstance(prompt, str):
+                prompts.append(await parts.model.encode(prompt, field))
+            else:
+                check_ids(prompt, field, parts.model.config.vocab_size)
+                prompts.append(prompt)
+        span.set_attribute("janus.prompt_tokens", sum(map(len, prompts)))
+    jobs = _jobs(request, parts, body, prompts, Names(), COMPLETION, _COMPLETION_MAX_TOKENS)
+    return await _respond(request, parts, body, jobs, CompletionShape(parts.model))
+
+
+def _check_model(name: str, model: ServedModel) -> None:
+    if name != model.name:
+        raise NotFound(
+            f"the model {name!r} does not exist here",
+            field="model",
+            value=name,
+            allowed=model.name,
+            reason="MODEL_NOT_FOUND",
+        )
+
+
+def _jobs(
+    request: Request,
+    parts: Parts,
+    body: ChatRequest | CompletionRequest,
+    prompts: Sequence[list[int]],
+    names: Names,
+    operation: str,
+    default_max_tokens: int | None,
+) -> list[Job]:
+    """One per choice: prompts times n, in the order of their index."""
+    if not 1 <= body.choices * len(prompts) <= parts.settings.max_choices or body.choices < 1:
+        limit = max(1, parts.settings.max_choices // len(prompts))
+        raise InvalidArgument(
+            "is out of range",
+            field="n",
+            value=body.choices,
+            allowed=f"1..{limit} with {len(prompts)} prompts",
+        )
+    ask = body.ask()
+    check(ask, names, parts.model.config.vocab_size)
+    started = request.scope["janus.started"]
+    jobs = []
+    for prompt in prompts:
+        for choice in range(body.choices):
+            sampling = resolve(
+                ask,
+                names,
+                parts.model.defaults,
+                prompt_tokens=len(prompt),
+                context=parts.model.context,
+                default_max_tokens=default_max_tokens,
+            )
+            if choice:
+                sampling.seed = (sampling.seed + choice) % 2**64  # n answers, not n times the same one
+            request_id = request.scope["janus.request_id"]
+            jobs.append(
+                Job(
+                    request_id=request_id if not jobs else f"{request_id}-{len(jobs)}",
+                    prompt=prompt,
+                    sampling=sampling,
+                    stops=ask.stop,
+                    operation=operation,
+                    started=started,
+                    deadline=started + parts.settings.request_timeout_s,
+                )
+            )
+    return jobs
+
+
+async def _respond(
+    request: Request, parts: Parts, body: ChatRequest | CompletionRequest, jobs: list[Job], shape: Shape
+) -> Response:
+    # Admitted until the last byte is sent: the stack moves into the stream when there is one.
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(parts.generator.admit(len(jobs)))
+        pieces = merged([parts.generator.stream(job) for job in jobs])
+        await stack.enter_async_context(contextlib.aclosing(pieces))
+        if not body.stream:
+            return await _until_gone(request, _whole(pieces, jobs, shape, len(_prompts(body))))
+        # A request that fails before its first token still gets its own status.
+        first = await _until_gone(request, anext(pieces))
+        return _EventStream(_events(request, first, pieces, jobs, shape, body), stack.pop_all())
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; what the request holds is let go of however it ends, even before the first byte."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], stack: contextlib.AsyncExitStack) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._stack = stack
+        stack.push_async_callback(events.aclose)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await super().__call__(scope, receive, send)
+
+
+def _prompts(body: ChatRequest | CompletionRequest) -> Sequence[Any]:
+    """The prompts of a request; a conversation is one."""
+    return body.prompt if isinstance(body, CompletionRequest) else (body.messages,)
+
+
+async def _until_gone(request: Request, work: Any) -> Any:
+    """``work``'s result; cancelled when the client goes away first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody reads a response."""
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _whole(
+    pieces: AsyncGenerator[tuple[int, Piece], None], jobs: Sequence[Job], shape: Shape, prompts: int
+) -> JSONResponse:
+    texts: list[list[str]] = [[] for _ in jobs]
+    tokens: list[list[Token]] = [[] for _ in jobs]
+    finishes = [0] * len(jobs)
+    async for index, piece in pieces:
+        texts[index].append(piece.text)
+        tokens[index].extend(piece.tokens)
+        finishes[index] = piece.finish_reason
+    choices = [
+        shape.choice(index, "".join(texts[index]), tokens[index], finishes[index], jobs[index])
+        for index in range(len(jobs))
+    ]
+    spent = usage(jobs, [len(t) for t in tokens], prompts)
+    return JSONResponse({**_head(shape, shape.whole_object), "choices": choices, "usage": spent})
+
+
+async def _events(
+    request: Request,
+    first: tuple[int, Piece],
+    pieces: AsyncGenerator[tuple[int, Piece], None],
+    jobs: Sequence[Job],
+    shape: Shape,
+    body: ChatRequest | CompletionRequest,
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events. An error after the first token is the last event, in OpenAI's shape."""
+    head = _head(shape, shape.chunk_object)
+    more = {"usage": None} if body.include_usage else {}
+    counts = [0] * len(jobs)
+
+    def event(choice: dict[str, Any]) -> bytes:
+        return _event({**head, "choices": [choice], **more})
+
+    try:
+        for choice in shape.opening(len(jobs)):
+            yield event(choice)
+        index, piece = first
+        while True:
+            counts[index] += len(piece.tokens)
+            for choice in shape.deltas(index, piece, jobs[index]):
+                yield event(choice)
+            try:
+                index, piece = await anext(pieces)
+            except StopAsyncIteration:
+                break
+        if body.include_usage:
+            spent = usage(jobs, counts, len(_prompts(body)))
+            yield _event({**head, "choices": [], "usage": spent})
+        yield b"data: [DONE]\n\n"
+    except Exception as error:  # noqa: BLE001 - the client must hear it; shown() logs bugs
+        shown = errors.shown(error)
+        request.scope["janus.error"] = shown.code.name
+        yield errors.event(shown)
+
+
+def _head(shape: Shape, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"{shape.id_prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": shape.model.name,
+    }
+
+
+def _event(payload: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"

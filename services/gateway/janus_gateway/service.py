@@ -1,0 +1,204 @@
+"""GenerationService: the public gRPC door."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import grpc
+from janus_runtime.errors import InvalidArgument, JanusError, NotFound
+from janus_runtime.telemetry import tracer
+from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+
+from janus_gateway.answer import Piece
+from janus_gateway.auth import ApiKeys
+from janus_gateway.config import GatewaySettings
+from janus_gateway.generation import Generator, Job, current_trace_id
+from janus_gateway.metrics import GENERATE, GatewayMetrics
+from janus_gateway.model import ServedModel
+from janus_gateway.pool import WorkerPool
+from janus_gateway.sampling import Ask, Names, check, check_ids, resolve
+
+_NAMES = Names(prefix="sampling.")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
+    """Text in, text out."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        model: ServedModel,
+        pool: WorkerPool,
+        metrics: GatewayMetrics,
+        keys: ApiKeys,
+        settings: GatewaySettings,
+    ) -> None:
+        self._generator = generator
+        self._model = model
+        self._pool = pool
+        self._metrics = metrics
+        self._keys = keys
+        self._settings = settings
+
+    async def Generate(
+        self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+        """The continuation of a prompt, as it is made."""
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._measured(started))
+            self._authorize(context)
+            job = await self._job(request, context, started)
+            stack.enter_context(self._generator.admit(1))
+            trace_id = current_trace_id()
+            completion = 0
+            async with contextlib.aclosing(self._generator.stream(job)) as pieces:
+                async for piece in pieces:
+                    response = _response(job.request_id, piece)
+                    if trace_id:
+                        response.trace_id, trace_id = trace_id, ""
+                    completion += len(piece.tokens)
+                    if piece.finish_reason:
+                        response.usage.prompt_tokens = len(job.prompt)
+                        response.usage.completion_tokens = completion
+                    yield response
+
+    async def CountTokens(
+        self, request: generation_pb2.CountTokensRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> generation_pb2.CountTokensResponse:
+        """Tokens that a prompt has, as Generate would count them."""
+        self._authorize(context)
+        ids = await self._prompt(request)
+        return generation_pb2.CountTokensResponse(tokens=len(ids), token_ids=ids)
+
+    async def GetModelInfo(
+        self, request: generation_pb2.GetModelInfoRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> generation_pb2.GetModelInfoResponse:
+        """What is served. ``fingerprint`` and ``dtype`` are the cohort's; empty until one has formed."""
+        self._authorize(context)
+        config, cohort = self._model.config, self._pool.cohort
+        parts = cohort.model.split("/") if cohort is not None else []
+        return generation_pb2.GetModelInfoResponse(
+            model=self._model.name,
+            family=config.model_type,
+            context_length=self._model.context,
+            vocab_size=config.vocab_size,
+            num_layers=config.num_layers,
+            num_experts=config.moe.num_experts,
+            experts_per_token=config.moe.top_k,
+            dtype=parts[1] if len(parts) > 1 else "",
+            fingerprint=cohort.model if cohort is not None else "",
+        )
+
+    # -- a request's parts ----------------------------------------------------------------------------
+
+    def _authorize(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        value = metadata.get("authorization")
+        self._keys.check(value.decode("latin-1") if isinstance(value, bytes) else value)
+
+    async def _job(
+        self,
+        request: generation_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+        started: float,
+    ) -> Job:
+        if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
+            raise InvalidArgument(
+                "is not usable",
+                field="request_id",
+                value=request.request_id,
+                allowed="1..128 printable ASCII characters without blanks",
+            )
+        if request.model not in ("", self._model.name):
+            raise NotFound(
+                "is not served here",
+                field="model",
+                value=request.model,
+                allowed=self._model.name,
+                reason="MODEL_NOT_FOUND",
+            )
+        ask = Ask.from_proto(request.sampling)
+        check(ask, _NAMES, self._model.config.vocab_size)
+        with tracer().start_as_current_span("tokenize") as span:
+            prompt = await self._prompt(request)
+            span.set_attribute("janus.prompt_tokens", len(prompt))
+        names = Names(prefix=_NAMES.prefix, prompt=str(request.WhichOneof("input")))
+        sampling = resolve(
+            ask, names, self._model.defaults, prompt_tokens=len(prompt), context=self._model.context
+        )
+        remaining = context.time_remaining()
+        limit = self._settings.request_timeout_s
+        return Job(
+            request_id=request.request_id or f"req-{secrets.token_hex(12)}",
+            prompt=prompt,
+            sampling=sampling,
+            stops=ask.stop,
+            operation=GENERATE,
+            started=started,
+            deadline=started + (limit if remaining is None else min(limit, remaining)),
+        )
+
+    async def _prompt(
+        self, request: generation_pb2.GenerateRequest | generation_pb2.CountTokensRequest
+    ) -> list[int]:
+        if request.ByteSize() > self._settings.max_body_bytes:
+            raise InvalidArgument(
+                "the request is too large",
+                reason="REQUEST_TOO_LARGE",
+                allowed=f"at most {self._settings.max_body_bytes} bytes",
+            )
+        kind = request.WhichOneof("input")
+        if kind == "prompt":
+            return await self._model.encode(request.prompt, "prompt")
+        if kind == "prompt_tokens":
+            ids = list(request.prompt_tokens.ids)
+            check_ids(ids, "prompt_tokens.ids", self._model.config.vocab_size)
+            return ids
+        if kind == "chat":
+            messages = [{"role": m.role, "content": m.content} for m in request.chat.messages]
+            for index, message in enumerate(messages):
+                if message["role"] not in _ROLES:
+                    raise InvalidArgument(
+                        "unknown role",
+                        field=f"chat.messages[{index}].role",
+                        value=message["role"],
+                        allowed=", ".join(_ROLES),
+                    )
+            return await self._model.encode_chat(messages)
+        raise InvalidArgument("is required", field="input", allowed="prompt, prompt_tokens or chat")
+
+    @contextlib.contextmanager
+    def _measured(self, started: float) -> Iterator[None]:
+        error_type = "CANCELLED"  # what is left when neither an end nor a JanusError comes
+        try:
+            yield
+            error_type = ""
+        except JanusError as error:
+            error_type = error.code.name
+            if error_type in ("INVALID_ARGUMENT", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "NOT_FOUND"):
+                self._metrics.rejected(error_type)
+            raise
+        except Exception:
+            error_type = "INTERNAL"
+            raise
+        finally:
+            self._metrics.request_done(GENERATE, time.monotonic() - started, error_type)
+
+
+def _response(request_id: str, piece: Piece) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        request_id=request_id,
+        text=piece.text,
+        token_ids=[token.id for token in piece.tokens],
+        logprobs=[token.logprobs for token in piece.tokens if token.logprobs is not None],
+        finish_reason=common_pb2.FinishReason.Name(piece.finish_reason),  # type: ignore[arg-type]
+        stop_sequence=piece.stop_sequence,
+    )
