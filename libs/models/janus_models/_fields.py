@@ -18,16 +18,23 @@ def read_json(path: Path, error: type[JanusError]) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as cause:
-        raise error(f"{path} does not exist", reason="FILE_NOT_FOUND",
-                    next_step="Check the model directory: it must be a complete Hugging Face checkpoint") from cause
+        raise error(
+            f"{path} does not exist",
+            reason="FILE_NOT_FOUND",
+            next_step="Check the model directory: it must be a complete Hugging Face checkpoint",
+        ) from cause
     except (OSError, UnicodeDecodeError) as cause:
-        raise error(f"cannot read {path}: {cause}", reason="FILE_UNREADABLE",
-                    next_step="Check its permissions and that it is UTF-8 text") from cause
+        raise error(
+            f"cannot read {path}: {cause}",
+            reason="FILE_UNREADABLE",
+            next_step="Check its permissions and that it is UTF-8 text",
+        ) from cause
     try:
         return json.loads(text)
     except ValueError as cause:
-        raise error(f"{path} is not valid JSON: {cause}", reason="BAD_JSON",
-                    next_step="Fetch the file again") from cause
+        raise error(
+            f"{path} is not valid JSON: {cause}", reason="BAD_JSON", next_step="Fetch the file again"
+        ) from cause
 
 
 class Fields:
@@ -35,16 +42,25 @@ class Fields:
 
     def __init__(self, raw: object, source: str, error: type[JanusError]) -> None:
         if not isinstance(raw, Mapping):
-            raise error(f"{source}: expected a JSON object, got {type(raw).__name__}", reason="BAD_JSON",
-                        next_step="Fetch the file again")
+            raise error(
+                f"{source}: expected a JSON object, got {type(raw).__name__}",
+                reason="BAD_JSON",
+                next_step="Fetch the file again",
+            )
         self.raw = raw
         self.source = source
         self._error = error
 
     def error(self, field: str, value: object, allowed: str) -> JanusError:
         """The error to raise when ``field`` is ``value`` but must be ``allowed``."""
-        return self._error(f"unusable value in {self.source}", field=field, value=value, allowed=allowed,
-                           reason="BAD_FIELD", next_step="Correct it, or use another checkpoint")
+        return self._error(
+            f"unusable value in {self.source}",
+            field=field,
+            value=value,
+            allowed=allowed,
+            reason="BAD_FIELD",
+            next_step="Correct it, or use another checkpoint",
+        )
 
     def get(self, name: str) -> Any:
         """The raw value, None when absent."""
@@ -55,8 +71,12 @@ class Fields:
         if value is not None:
             return value
         if default is _REQUIRED:
-            raise self._error(f"missing in {self.source}", field=name, reason="MISSING_FIELD",
-                              next_step="Add it, or use another checkpoint")
+            raise self._error(
+                f"missing in {self.source}",
+                field=name,
+                reason="MISSING_FIELD",
+                next_step="Add it, or use another checkpoint",
+            )
         return default
 
     def whole(self, name: str, *, default: Any = _REQUIRED, at_least: int = 0, at_most: int = 2**40) -> int:

@@ -66,19 +66,27 @@ class Checkpoint:
         except KeyError as cause:
             raise CheckpointError(
                 f"{self.directory}: no tensor named {name} in {len(self._files())} file(s) with "
-                f"{len(self._entries)} tensors", reason="MISSING_TENSOR",
-                next_step="Complete the checkpoint, or correct config.json if it does not belong to these weights",
+                f"{len(self._entries)} tensors",
+                reason="MISSING_TENSOR",
+                next_step="Complete the checkpoint, or use the config.json that belongs to these weights",
             ) from cause
 
     def check(self, name: str, shape: Sequence[int]) -> TensorEntry:
         """The entry of ``name`` if it is a float tensor of ``shape``, as the config demands."""
         entry = self.entry(name)
         if entry.shape != tuple(shape):
-            raise bad_file(entry.file, f"{name} has shape {list(entry.shape)}, config.json asks for {list(shape)}",
-                           "Use the config.json that belongs to these weights")
+            raise bad_file(
+                entry.file,
+                f"{name} has shape {list(entry.shape)}, config.json asks for {list(shape)}",
+                "Use the config.json that belongs to these weights",
+            )
         if entry.dtype not in FLOAT_DTYPES:
-            raise bad_file(entry.file, f"{name} has dtype {entry.dtype}", "Use a checkpoint that is not quantised",
-                           allowed=", ".join(FLOAT_DTYPES))
+            raise bad_file(
+                entry.file,
+                f"{name} has dtype {entry.dtype}",
+                "Use a checkpoint that is not quantised",
+                allowed=", ".join(FLOAT_DTYPES),
+            )
         return entry
 
     def tensor(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
@@ -91,15 +99,19 @@ class Checkpoint:
 
         entry = self.entry(name) if shape is None else self.check(name, shape)
         if entry.dtype not in FLOAT_DTYPES:
-            raise bad_file(entry.file, f"{name} has dtype {entry.dtype}", "Use a checkpoint that is not quantised",
-                           allowed=", ".join(FLOAT_DTYPES))
+            raise bad_file(
+                entry.file,
+                f"{name} has dtype {entry.dtype}",
+                "Use a checkpoint that is not quantised",
+                allowed=", ".join(FLOAT_DTYPES),
+            )
         dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[entry.dtype])
         if entry.nbytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
         buffer: Any = self._map(entry.file)
         if entry.begin % dtype.itemsize:
             # Old writers do not pad the header; a misaligned view would be undefined behaviour in kernels.
-            buffer = bytearray(memoryview(buffer)[entry.begin:entry.end])
+            buffer = bytearray(memoryview(buffer)[entry.begin : entry.end])
             return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
         count = entry.nbytes // dtype.itemsize
         return torch.frombuffer(buffer, dtype=dtype, count=count, offset=entry.begin).view(entry.shape)
@@ -125,14 +137,20 @@ def _read_entries(directory: Path) -> dict[str, TensorEntry]:
         return _read_indexed(directory)
     files = [directory / SINGLE] if (directory / SINGLE).exists() else sorted(directory.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{directory}: no *.safetensors file", reason="NO_WEIGHTS", next_step="Pass a Hugging Face checkpoint with safetensors weights "
-                              "(other formats are not read)")
+        raise CheckpointError(
+            f"{directory}: no *.safetensors file",
+            reason="NO_WEIGHTS",
+            next_step="Pass a Hugging Face checkpoint with safetensors weights (other formats are not read)",
+        )
     entries: dict[str, TensorEntry] = {}
     for file in files:
         for name, entry in read_header(file).items():
             if name in entries:
-                raise bad_file(file, f"{name} is also in {entries[name].file.name}",
-                               f"Remove the stale file, or add {INDEX}")
+                raise bad_file(
+                    file,
+                    f"{name} is also in {entries[name].file.name}",
+                    f"Remove the stale file, or add {INDEX}",
+                )
             entries[name] = entry
     return entries
 
@@ -151,14 +169,18 @@ def _read_indexed(directory: Path) -> dict[str, TensorEntry]:
     if missing:
         raise CheckpointError(
             f"{directory}: {len(missing)} of {len(shards)} shards missing: {', '.join(missing[:8])}"
-            + (", ..." if len(missing) > 8 else ""), reason="MISSING_SHARD",
+            + (", ..." if len(missing) > 8 else ""),
+            reason="MISSING_SHARD",
             next_step="Complete the checkpoint: download the shards named",
         )
     headers = {shard: read_header(directory / shard) for shard in shards}
     entries = {}
     for name, shard in weight_map.items():
         if name not in headers[shard]:
-            raise bad_file(directory / shard, f"{INDEX} says that it holds {name}, but it has {len(headers[shard])} "
-                           "other tensors", "Fetch the shard and the index again, both of one version")
+            raise bad_file(
+                directory / shard,
+                f"{INDEX} says that it holds {name}, but it has {len(headers[shard])} other tensors",
+                "Fetch the shard and the index again, both of one version",
+            )
         entries[name] = headers[shard][name]
     return entries

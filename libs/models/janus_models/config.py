@@ -123,8 +123,12 @@ def load_config(directory: str | Path) -> ModelConfig:
     """Read ``config.json`` in ``directory``. Raises ConfigError naming the field, value and range."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise ConfigError(f"no model directory at {directory}", reason="MODEL_NOT_FOUND", next_step="Pass the directory of a Hugging Face checkpoint, "
-                          "or build the demo model with `janus model demo DIR`")
+        raise ConfigError(
+            f"no model directory at {directory}",
+            reason="MODEL_NOT_FOUND",
+            next_step="Pass the directory of a Hugging Face checkpoint, "
+            "or build the demo model with `janus model demo DIR`",
+        )
     path = directory / "config.json"
     return parse_config(read_json(path, ConfigError), directory, source=str(path))
 
@@ -142,7 +146,9 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
     head_dim = fields.whole("head_dim", default=0, at_least=0)
     if not head_dim:
         if hidden % heads:
-            raise fields.error("hidden_size", hidden, f"a multiple of num_attention_heads ({heads}), or set head_dim")
+            raise fields.error(
+                "hidden_size", hidden, f"a multiple of num_attention_heads ({heads}), or set head_dim"
+            )
         head_dim = hidden // heads
     if head_dim % 2:
         raise fields.error("head_dim", head_dim, "an even number: rotary embedding turns pairs")
@@ -153,15 +159,24 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
     vocab_size = fields.whole("vocab_size", at_least=1)
     max_positions = fields.whole("max_position_embeddings", default=family.max_positions, at_least=1)
     return ModelConfig(
-        family=family, directory=directory, vocab_size=vocab_size, hidden=hidden, num_layers=num_layers,
-        num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim,
+        family=family,
+        directory=directory,
+        vocab_size=vocab_size,
+        hidden=hidden,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         dense_hidden=fields.whole("intermediate_size", at_least=1) if len(moe_layers) < num_layers else 0,
-        norm_eps=fields.number("rms_norm_eps", default=family.norm_eps, above=0.0), max_positions=max_positions,
+        norm_eps=fields.number("rms_norm_eps", default=family.norm_eps, above=0.0),
+        max_positions=max_positions,
         sliding_window=family.sliding_window(fields),
         attention_bias=family.attention_bias and fields.flag("attention_bias", default=False),
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
-        rope=_rope(fields, family, max_positions), moe=_moe(fields, family, moe_layers),
-        bos_id=fields.optional_whole("bos_token_id"), eos_ids=fields.ids("eos_token_id"),
+        rope=_rope(fields, family, max_positions),
+        moe=_moe(fields, family, moe_layers),
+        bos_id=fields.optional_whole("bos_token_id"),
+        eos_ids=fields.ids("eos_token_id"),
         checkpoint_dtype=fields.text("torch_dtype", default="") or fields.text("dtype", default=""),
     )
 
@@ -171,17 +186,27 @@ def _family(fields: Fields) -> Family:
     family = FAMILIES.get(model_type)
     if family is None:
         implemented, planned = ", ".join(FAMILIES), ", ".join((*FAMILIES, *PLANNED))
-        state = "is planned but not implemented yet" if model_type in PLANNED else "is not a family that Janus knows"
-        raise ConfigError(f"the family {state} ({fields.source})", field="model_type", value=model_type,
-                          allowed=f"{implemented} (implemented now) of the supported list {planned}",
-                          reason="UNSUPPORTED_MODEL_TYPE",
-                          next_step="Serve a checkpoint of an implemented family; docs say how to add one")
+        state = (
+            "is planned but not implemented yet"
+            if model_type in PLANNED
+            else "is not a family that Janus knows"
+        )
+        raise ConfigError(
+            f"the family {state} ({fields.source})",
+            field="model_type",
+            value=model_type,
+            allowed=f"{implemented} (implemented now) of the supported list {planned}",
+            reason="UNSUPPORTED_MODEL_TYPE",
+            next_step="Serve a checkpoint of an implemented family; docs say how to add one",
+        )
     return family
 
 
 def _refuse_unsupported(fields: Fields) -> None:
     if fields.get("quantization_config") is not None:
-        raise fields.error("quantization_config", "present", "absent: weights in float32, bfloat16 or float16")
+        raise fields.error(
+            "quantization_config", "present", "absent: weights in float32, bfloat16 or float16"
+        )
     activation = fields.text("hidden_act", default="silu")
     if activation not in ("silu", "swish"):
         raise fields.error("hidden_act", activation, "silu")
@@ -190,14 +215,17 @@ def _refuse_unsupported(fields: Fields) -> None:
 def _moe(fields: Fields, family: Family, layers: tuple[int, ...]) -> MoeSpec:
     experts = fields.whole_any(family.num_experts_keys, at_least=1)
     return MoeSpec(
-        num_experts=experts, top_k=fields.whole("num_experts_per_tok", at_least=1, at_most=experts),
-        expert_hidden=fields.whole(family.expert_hidden_key, at_least=1), layers=layers,
-        scoring=family.scoring, renormalize=family.renormalize(fields),
+        num_experts=experts,
+        top_k=fields.whole("num_experts_per_tok", at_least=1, at_most=experts),
+        expert_hidden=fields.whole(family.expert_hidden_key, at_least=1),
+        layers=layers,
+        scoring=family.scoring,
+        renormalize=family.renormalize(fields),
     )
 
 
 def _rope(fields: Fields, family: Family, max_positions: int) -> RopeSpec:
-    # Newer files say rope_parameters, older ones rope_theta and rope_scaling; `type` is the oldest spelling of rope_type.
+    # Newer files say rope_parameters, older ones rope_theta and rope_scaling; `type` is the oldest rope_type.
     scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     inner = Fields(scaling, f"{fields.source}: rope_parameters", ConfigError)
     kind = inner.text("rope_type", default="") or inner.text("type", default="default")
@@ -205,18 +233,26 @@ def _rope(fields: Fields, family: Family, max_positions: int) -> RopeSpec:
         raise inner.error("rope_type", kind, ", ".join(ROPE_KINDS))
     if inner.number("partial_rotary_factor", default=1.0) != 1.0:
         raise inner.error("partial_rotary_factor", inner.get("partial_rotary_factor"), "1.0")
-    theta = inner.number("rope_theta", default=fields.number("rope_theta", default=family.rope_theta, above=0.0),
-                         above=0.0)
+    theta = inner.number(
+        "rope_theta", default=fields.number("rope_theta", default=family.rope_theta, above=0.0), above=0.0
+    )
     if kind == "default":
         return RopeSpec(theta=theta)
     original = inner.whole("original_max_position_embeddings", default=max_positions, at_least=1)
     stated = inner.get("factor")
-    factor = max_positions / original if stated is None and kind == "yarn" else inner.number("factor", above=0.0)
+    factor = (
+        max_positions / original if stated is None and kind == "yarn" else inner.number("factor", above=0.0)
+    )
     return RopeSpec(
-        kind=kind, theta=theta, factor=factor, original_max_positions=original,
+        kind=kind,
+        theta=theta,
+        factor=factor,
+        original_max_positions=original,
         attention_factor=inner.optional_number("attention_factor"),
-        beta_fast=inner.number("beta_fast", default=32.0), beta_slow=inner.number("beta_slow", default=1.0),
-        mscale=inner.number("mscale", default=0.0), mscale_all_dim=inner.number("mscale_all_dim", default=0.0),
+        beta_fast=inner.number("beta_fast", default=32.0),
+        beta_slow=inner.number("beta_slow", default=1.0),
+        mscale=inner.number("mscale", default=0.0),
+        mscale_all_dim=inner.number("mscale_all_dim", default=0.0),
         truncate=inner.flag("truncate", default=True),
         low_freq_factor=inner.number("low_freq_factor", default=1.0, above=0.0),
         high_freq_factor=inner.number("high_freq_factor", default=4.0, above=0.0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from janus_models._ops import apply_rotary, linear, paged_attention, rms_norm, swiglu_ffn
+from janus_kernels.ops import apply_rotary, linear, paged_attention, rms_norm, swiglu_ffn
 
 from janus_models.checkpoint import FLOAT_DTYPES, Checkpoint
 from janus_models.config import ModelConfig
@@ -25,8 +25,13 @@ def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     if isinstance(name, torch.dtype):
         name = str(name).removeprefix("torch.")
     if name not in FLOAT_DTYPES.values():
-        raise ConfigError("unknown dtype", field="dtype", value=name, allowed=", ".join(FLOAT_DTYPES.values()),
-                          reason="BAD_FIELD")
+        raise ConfigError(
+            "unknown dtype",
+            field="dtype",
+            value=name,
+            allowed=", ".join(FLOAT_DTYPES.values()),
+            reason="BAD_FIELD",
+        )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -57,8 +62,13 @@ class AttentionModel:
     Raises CheckpointError when a tensor is absent or has another shape than config.json implies.
     """
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, dtype: str | torch.dtype = "float32",
-                 device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        dtype: str | torch.dtype = "float32",
+        device: str = "cpu",
+    ) -> None:
         self.config = config
         self.dtype = torch_dtype(dtype)
         self.device = device
@@ -78,32 +88,47 @@ class AttentionModel:
 
     def _load_layer(self, layer: int) -> _Layer:
         config, names = self.config, self.config.family.tensors
-        d, query, keys = config.hidden, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        d, query, keys = (
+            config.hidden,
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
         shapes = {"q": (query, d), "k": (keys, d), "v": (keys, d), "o": (d, query)}
         projections = {part: names.projection.format(layer=layer, part=part) for part in shapes}
         norm_shape = (config.head_dim,)
         dense = None
         if layer not in self._moe_layers:
             inner = config.dense_hidden
-            dense = _Dense(gate=self._load(names.dense.format(layer=layer, part="gate"), (inner, d)),
-                           up=self._load(names.dense.format(layer=layer, part="up"), (inner, d)),
-                           down=self._load(names.dense.format(layer=layer, part="down"), (d, inner)))
+            dense = _Dense(
+                gate=self._load(names.dense.format(layer=layer, part="gate"), (inner, d)),
+                up=self._load(names.dense.format(layer=layer, part="up"), (inner, d)),
+                down=self._load(names.dense.format(layer=layer, part="down"), (d, inner)),
+            )
         qk_norm = config.family.qk_norm
         return _Layer(
             attention_norm=self._load(names.attention_norm.format(layer=layer), (d,)),
             weights={part: self._load(name + ".weight", shapes[part]) for part, name in projections.items()},
             biases={part: self._load(name + ".bias", shapes[part][:1]) for part, name in projections.items()}
-            if config.attention_bias else {},
+            if config.attention_bias
+            else {},
             query_norm=self._load(names.query_norm.format(layer=layer), norm_shape) if qk_norm else None,
             key_norm=self._load(names.key_norm.format(layer=layer), norm_shape) if qk_norm else None,
-            moe_norm=self._load(names.moe_norm.format(layer=layer), (d,)), dense=dense,
+            moe_norm=self._load(names.moe_norm.format(layer=layer), (d,)),
+            dense=dense,
         )
 
     def new_kv_cache(self, num_blocks: int, block_size: int = 16) -> KvCache:
         """A cache for ``num_blocks * block_size`` tokens of all sequences together."""
         config = self.config
-        return KvCache(num_layers=config.num_layers, num_blocks=num_blocks, block_size=block_size, dtype=self.dtype,
-                       num_kv_heads=config.num_kv_heads, head_dim=config.head_dim, device=self.device)
+        return KvCache(
+            num_layers=config.num_layers,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=self.dtype,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            device=self.device,
+        )
 
     def is_moe(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has routed experts."""
@@ -126,11 +151,21 @@ class AttentionModel:
         cos, sin = self._rope.cos, self._rope.sin
         if layer == 0 and batch.context_lens.numel():
             cos, sin = self._rope.ensure(int(batch.context_lens.max()))
-        query, key = apply_rotary(query, cos, sin, batch.positions), apply_rotary(key, cos, sin, batch.positions)
+        query, key = (
+            apply_rotary(query, cos, sin, batch.positions),
+            apply_rotary(key, cos, sin, batch.positions),
+        )
         kv.write(layer, key, value, batch.slots)
-        mixed_TQ = paged_attention(query, kv.keys[layer], kv.values[layer], query_starts=batch.query_starts,
-                                   context_lens=batch.context_lens, block_tables=batch.block_tables,
-                                   scale=self._scale, window=config.sliding_window).flatten(1)
+        mixed_TQ = paged_attention(
+            query,
+            kv.keys[layer],
+            kv.values[layer],
+            query_starts=batch.query_starts,
+            context_lens=batch.context_lens,
+            block_tables=batch.block_tables,
+            scale=self._scale,
+            window=config.sliding_window,
+        ).flatten(1)
         h_TD.add_(self._project(weights, "o", mixed_TQ))
 
     @staticmethod
@@ -143,7 +178,7 @@ class AttentionModel:
         return x_TD if out is None else out.copy_(x_TD)
 
     def local_ffn(self, layer: int, x_TD: torch.Tensor) -> torch.Tensor | None:
-        """What this worker adds to h after the FFN norm: a dense layer's whole FFN; None when it has nothing."""
+        """What this worker adds to h after the FFN norm: a dense layer's whole FFN, None in others."""
         dense = self._layers[layer].dense
         return None if dense is None else swiglu_ffn(x_TD, dense.gate, dense.up, dense.down)
 

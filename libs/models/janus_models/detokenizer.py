@@ -37,7 +37,7 @@ class IncrementalDetokenizer:
     def flush(self) -> str:
         """The text still held back, once no more ids come."""
         text = self._decode(self._window).rstrip(REPLACEMENT)
-        piece = text[len(self._given):]
+        piece = text[len(self._given) :]
         self._window, self._context, self._given = [], 0, ""
         return piece
 
@@ -45,7 +45,15 @@ class IncrementalDetokenizer:
         self._window.append(token_id)
         text = self._decode(self._window)
         stable = _without_incomplete(text)
-        piece = stable[len(self._given):]
+        if (
+            stable != text
+            and len(self._window) - self._context <= HELD
+            and not stable.startswith(self._given)
+        ):
+            return (
+                ""  # byte-fallback decoders spoil a whole run of bytes while its last character is incomplete
+            )
+        piece = stable[len(self._given) :]
         if piece:
             self._given = stable
             if stable == text:
@@ -55,7 +63,7 @@ class IncrementalDetokenizer:
         return piece
 
     def _shift(self, start: int) -> None:
-        """Drop the ids before ``start``; everything left counts as given out, save an incomplete character."""
+        """Drop the ids before ``start``; the rest counts as given out, save an incomplete character."""
         self._window = self._window[start:]
         self._context = len(self._window)
         self._given = _without_incomplete(self._decode(self._window))

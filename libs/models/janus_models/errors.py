@@ -4,7 +4,7 @@
 
     JanusError                     (janus_runtime.errors; carries a google.rpc code, cause and next step)
     ├── ConfigError                INVALID_ARGUMENT: config.json says what Janus cannot serve, or nonsense
-    ├── CheckpointError            FAILED_PRECONDITION: weights missing, cut short, overlapping, of a wrong shape
+    ├── CheckpointError            FAILED_PRECONDITION: weights missing, cut short or of a wrong shape
     └── TokenizerError             FAILED_PRECONDITION: tokenizer files absent or unusable
         └── ChatTemplateError      INVALID_ARGUMENT: the template refused these messages
 """

@@ -14,8 +14,12 @@ def end_ids(config: ModelConfig) -> tuple[int, ...]:
 
     Raises ConfigError when the file is there but cannot be used.
     """
-    path = Path(config.directory) / "generation_config.json"
+    return read_end_ids(config.directory) or config.eos_ids
+
+
+def read_end_ids(directory: Path) -> tuple[int, ...]:
+    """``eos_token_id`` of generation_config.json, one or several; empty without the file or the field."""
+    path = directory / "generation_config.json"
     if not path.exists():
-        return config.eos_ids
-    fields = Fields(read_json(path, ConfigError), str(path), ConfigError)
-    return fields.ids("eos_token_id") or config.eos_ids
+        return ()
+    return Fields(read_json(path, ConfigError), str(path), ConfigError).ids("eos_token_id")

@@ -26,8 +26,17 @@ class BatchMeta:
 class KvCache:
     """Keys and values of every layer: per layer [num_blocks, block_size, Hkv, hd] each."""
 
-    def __init__(self, *, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
-                 dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
         # Not zeroed: pages cost memory only once tokens are written to them.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
@@ -40,7 +49,9 @@ class KvCache:
         """Bytes reserved."""
         return 2 * self.keys.numel() * self.keys.itemsize
 
-    def write(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
+    def write(
+        self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor
+    ) -> None:
         """Store [T, Hkv, hd] keys and values at flat slots."""
         self.keys[layer].flatten(0, 1).index_copy_(0, slots_T, key_TKH.to(self.keys.dtype))
         self.values[layer].flatten(0, 1).index_copy_(0, slots_T, value_TKH.to(self.values.dtype))

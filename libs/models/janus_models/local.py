@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from janus_kernels.ops import expert_ffn, route, router_logits
 
-from janus_models._ops import expert_ffn, route, router_logits
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
 from janus_models.decoder import AttentionModel
@@ -32,14 +32,17 @@ class LocalSequence:
 class LocalModel:
     """AttentionModel and ExpertModel side by side, with greedy generation over a paged cache."""
 
-    def __init__(self, directory: str | Path, dtype: str = "float32", *, kv_blocks: int = 256,
-                 block_size: int = 16) -> None:
+    def __init__(
+        self, directory: str | Path, dtype: str = "float32", *, kv_blocks: int = 256, block_size: int = 16
+    ) -> None:
         self.config = load_config(directory)
         checkpoint = Checkpoint(directory)
         self.attention = AttentionModel(self.config, checkpoint, dtype)
         self.experts = ExpertModel(self.config, checkpoint, dtype)
-        self._loaded = [{e: self.experts.load(layer, e) for e in range(self.config.moe.num_experts)}
-                        for layer in range(self.experts.num_layers)]
+        self._loaded = [
+            {e: self.experts.load(layer, e) for e in range(self.config.moe.num_experts)}
+            for layer in range(self.experts.num_layers)
+        ]
         self._kv: KvCache = self.attention.new_kv_cache(kv_blocks, block_size)
         self._free = list(range(kv_blocks))
 
@@ -53,7 +56,7 @@ class LocalModel:
         sequence.blocks = []
 
     def step(self, work: Sequence[tuple[LocalSequence, int]]) -> torch.Tensor:
-        """Run the next ``count`` uncached tokens of each sequence at once: fp32 [sum of counts, d] hidden states."""
+        """Run each sequence's next ``count`` uncached tokens: fp32 [sum of counts, d] hidden states."""
         batch, ids = self._batch(work)
         with torch.inference_mode():
             h_TD = self.attention.embed(ids)
@@ -80,12 +83,25 @@ class LocalModel:
     def _routed(self, moe_layer: int, x_TD: torch.Tensor) -> torch.Tensor:
         ids_TK, weights_TK = self.route(moe_layer, x_TD)
         out_TD = torch.empty(x_TD.shape, dtype=torch.float64)
-        expert_ffn(x_TD, ids_TK, weights_TK, torch.ones_like(ids_TK, dtype=torch.bool), self._loaded[moe_layer], out_TD)
+        expert_ffn(
+            x_TD,
+            ids_TK,
+            weights_TK,
+            torch.ones_like(ids_TK, dtype=torch.bool),
+            self._loaded[moe_layer],
+            out_TD,
+        )
         return out_TD.float()
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, chunk: int = 512,
-                 stop_ids: Sequence[int] = ()) -> list[list[int]]:
-        """Greedy continuations of several prompts at once, prompts prefilled ``chunk`` tokens per step each."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        chunk: int = 512,
+        stop_ids: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """Greedy continuations of several prompts at once, each prefilled ``chunk`` tokens per step."""
         sequences = [self.new_sequence(prompt) for prompt in prompts]
         running = list(sequences)
         while running:
@@ -100,7 +116,7 @@ class LocalModel:
                 if len(sequence.ids) - sequence.prompt == max_new_tokens or token in stop_ids:
                     running.remove(sequence)
                     self.release(sequence)
-        return [s.ids[s.prompt:] for s in sequences]
+        return [s.ids[s.prompt :] for s in sequences]
 
     def _batch(self, work: Sequence[tuple[LocalSequence, int]]) -> tuple[BatchMeta, torch.Tensor]:
         size = self._kv.block_size
@@ -113,7 +129,7 @@ class LocalModel:
             while len(sequence.blocks) * size < end:
                 sequence.blocks.append(self._free.pop())
             span = range(sequence.cached, end)
-            ids += sequence.ids[sequence.cached:end]
+            ids += sequence.ids[sequence.cached : end]
             positions += span
             slots += [sequence.blocks[p // size] * size + p % size for p in span]
             starts.append(len(ids))
@@ -121,7 +137,9 @@ class LocalModel:
         tables = [sequence.blocks + [0] * (most - len(sequence.blocks)) for sequence, _ in work]
         contexts = [sequence.cached + count for sequence, count in work]
         return BatchMeta(
-            positions=torch.tensor(positions), query_starts=torch.tensor(starts, dtype=torch.int32),
+            positions=torch.tensor(positions),
+            query_starts=torch.tensor(starts, dtype=torch.int32),
             context_lens=torch.tensor(contexts, dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32), slots=torch.tensor(slots),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+            slots=torch.tensor(slots),
         ), torch.tensor(ids)

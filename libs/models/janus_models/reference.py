@@ -30,8 +30,14 @@ def load_model(model_dir: str | Path, gguf_file: str | None = None) -> Any:
     return AutoModelForCausalLM.from_pretrained(str(model_dir), dtype=torch.float32, **extra).eval()
 
 
-def generate(model_dir: str | Path, prompt_ids: Sequence[int], max_new_tokens: int, *, gguf_file: str | None = None,
-             stop_ids: Sequence[int] = ()) -> Generation:
+def generate(
+    model_dir: str | Path,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    gguf_file: str | None = None,
+    stop_ids: Sequence[int] = (),
+) -> Generation:
     """Greedy continuation of one prompt; ends after ``max_new_tokens`` or with the first of ``stop_ids``."""
     model = load_model(model_dir, gguf_file)
     ids: list[int] = []
@@ -50,5 +56,7 @@ def generate(model_dir: str | Path, prompt_ids: Sequence[int], max_new_tokens: i
 def prompt_logits(model_dir: str | Path, prompt_ids: Sequence[int]) -> torch.Tensor:
     """fp32 [len(prompt_ids), V]: logits at every position of one prompt."""
     with torch.inference_mode():
-        logits: torch.Tensor = load_model(model_dir)(input_ids=torch.tensor([list(prompt_ids)])).logits[0].float()
+        logits: torch.Tensor = (
+            load_model(model_dir)(input_ids=torch.tensor([list(prompt_ids)])).logits[0].float()
+        )
     return logits

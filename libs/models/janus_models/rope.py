@@ -52,7 +52,11 @@ def _yarn(spec: RopeSpec, dim: int) -> tuple[torch.Tensor, float]:
     """Peng et al., arXiv 2309.00071: interpolate slow dimensions, keep quick ones, ramp in between."""
 
     def correction(rotations: float) -> float:
-        return dim * math.log(spec.original_max_positions / (rotations * 2 * math.pi)) / (2 * math.log(spec.theta))
+        return (
+            dim
+            * math.log(spec.original_max_positions / (rotations * 2 * math.pi))
+            / (2 * math.log(spec.theta))
+        )
 
     def scale(factor: float, mscale: float = 1.0) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
@@ -85,5 +89,8 @@ def _llama3(spec: RopeSpec, dim: int) -> tuple[torch.Tensor, float]:
 
 
 _KINDS: dict[str, Callable[[RopeSpec, int], tuple[torch.Tensor, float]]] = {
-    "default": _default, "linear": _linear, "yarn": _yarn, "llama3": _llama3,
+    "default": _default,
+    "linear": _linear,
+    "yarn": _yarn,
+    "llama3": _llama3,
 }

@@ -13,12 +13,13 @@ from janus_models._fields import Fields, read_json
 from janus_models.chat import ChatTemplate, load_template
 from janus_models.detokenizer import IncrementalDetokenizer
 from janus_models.errors import ChatTemplateError, TokenizerError
+from janus_models.generation import read_end_ids
 
 __all__ = ["IncrementalDetokenizer", "Tokenizer"]
 
 
 class Tokenizer:
-    """``tokenizer.json`` with what ``tokenizer_config.json``, ``generation_config.json`` and the template say.
+    """``tokenizer.json``, and what tokenizer_config.json, generation_config.json and the template add to it.
 
     Raises TokenizerError, naming the file, when ``tokenizer.json`` is absent or unusable; the other
     files are optional. Safe to use from several threads.
@@ -28,18 +29,24 @@ class Tokenizer:
         self.directory = Path(directory)
         path = self.directory / "tokenizer.json"
         if not path.is_file():
-            raise TokenizerError(f"{path} does not exist: the tokenizer is absent", reason="TOKENIZER_MISSING",
-                                 next_step="Put the model's tokenizer.json into its directory (a SentencePiece "
-                                 "tokenizer.model alone is not read; transformers' save_pretrained converts it)")
+            raise TokenizerError(
+                f"{path} does not exist: the tokenizer is absent",
+                reason="TOKENIZER_MISSING",
+                next_step="Put the model's tokenizer.json into its directory (a SentencePiece "
+                "tokenizer.model alone is not read; transformers' save_pretrained converts it)",
+            )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as cause:  # the library raises bare Exception for every malformed file
-            raise TokenizerError(f"{path} cannot be loaded: {cause}", reason="TOKENIZER_INVALID", next_step="Fetch the file again") from cause
+            raise TokenizerError(
+                f"{path} cannot be loaded: {cause}",
+                reason="TOKENIZER_INVALID",
+                next_step="Fetch the file again",
+            ) from cause
         # Files may carry the truncation and padding of their training; serving wants neither.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._config = self._optional("tokenizer_config.json")
-        self._set_bos_eos()
 
     @property
     def vocab_size(self) -> int:
@@ -58,15 +65,11 @@ class Tokenizer:
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """Ids that end an answer: generation_config.json's, else config.json's and the tokenizer's eos_token."""
-        ids = set(self._optional("generation_config.json").ids("eos_token_id"))
-        if not ids:
-            ids.update(self._optional("config.json").ids("eos_token_id"))
-            token = self._special("eos_token")
-            number = None if token is None else self._tokenizer.token_to_id(token)
-            if number is not None:
-                ids.add(number)
-        return frozenset(ids)
+        """Ids that end an answer: generation_config.json's, else config.json's, else the eos_token."""
+        ids = read_end_ids(self.directory) or self._optional("config.json").ids("eos_token_id")
+        token = self._special("eos_token")
+        number = None if token is None else self._tokenizer.token_to_id(token)
+        return frozenset(ids) or frozenset(() if number is None else (number,))
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -75,7 +78,10 @@ class Tokenizer:
         return frozenset(number for number, token in added.items() if token.special)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of ``text``; ``add_special`` lets the tokenizer add its BOS or EOS, as the model was trained."""
+        """Token ids of ``text``; ``add_special`` adds what its post-processor adds (often a BOS).
+
+        As in transformers, add_bos_token in tokenizer_config.json has no say where there is a tokenizer.json.
+        """
         return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -95,25 +101,43 @@ class Tokenizer:
         """The model's template, None when it has none. Raises TokenizerError when it does not compile."""
         return load_template(self.directory, self._config)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
-                    tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any) -> str:
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
         """The prompt text of a conversation. Raises ChatTemplateError with the template's own words."""
         if self.chat_template is None:
-            raise ChatTemplateError(f"{self.directory} has no chat template", field="messages",
-                                    reason="NO_CHAT_TEMPLATE", next_step="Use plain completion with this model, or add "
-                                    "chat_template.jinja to its directory")
+            raise ChatTemplateError(
+                f"{self.directory} has no chat template",
+                field="messages",
+                reason="NO_CHAT_TEMPLATE",
+                next_step="Use plain completion with this model, or add chat_template.jinja to its directory",
+            )
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         special = {name: token for name in names if (token := self._special(name)) is not None}
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools,
-                                         **{**special, **variables})
+        return self.chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **{**special, **variables}
+        )
 
-    def apply_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
-                   tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any) -> list[int]:
+    def apply_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int]:
         """Token ids of a conversation, ready to be continued by the assistant.
 
         The template writes the special tokens itself, so none is added to its text.
         """
-        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
+        text = self.render_chat(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
+        )
         return self.encode(text, add_special=False)
 
     def _optional(self, name: str) -> Fields:
@@ -125,16 +149,3 @@ class Tokenizer:
         if isinstance(value, Mapping):  # older files write an AddedToken object
             value = value.get("content")
         return value if isinstance(value, str) else None
-
-    def _set_bos_eos(self) -> None:
-        """``add_bos_token`` and ``add_eos_token`` win over tokenizer.json's own template, as in transformers."""
-        if self._config.get("add_bos_token") is None and self._config.get("add_eos_token") is None:
-            return
-        flagged = [(name, self._special(name)) for name in ("bos_token", "eos_token")
-                   if self._config.flag(f"add_{name}", default=False)]
-        tokens = {token: self._tokenizer.token_to_id(token) for _, token in flagged if token is not None}
-        before = [f"{token}:0" for name, token in flagged if name == "bos_token" and tokens.get(token) is not None]
-        after = [f"{token}:0" for name, token in flagged if name == "eos_token" and tokens.get(token) is not None]
-        self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single=[*before, "$A:0", *after],
-            special_tokens=[(token, number) for token, number in tokens.items() if number is not None])

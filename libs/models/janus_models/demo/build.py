@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,15 @@ def build_demo(directory: str | Path, progress: Progress | None = None, *, timeo
     report = progress or (lambda done, total, what: None)
     if _complete(directory):
         return directory
-    if (directory / "config.json").exists() and Manifest.read(directory) is None:
-        raise CheckpointError(f"{directory} holds another model", reason="DIRECTORY_IN_USE",
-                              next_step="Choose an empty directory for the demo model")
+    # What is not in our manifest is cleared away below: never in a directory that is not ours.
+    if Manifest.read(directory) is None and (
+        (directory / "config.json").exists() or any(directory.glob("*.safetensors"))
+    ):
+        raise CheckpointError(
+            f"{directory} holds another model",
+            reason="DIRECTORY_IN_USE",
+            next_step="Choose an empty directory for the demo model",
+        )
     with locked(directory, timeout_s, lambda: report(0, 1, "another process is building it")):
         if not _complete(directory):
             _Build(directory, report).run()
@@ -63,6 +70,7 @@ def progress_bar() -> Iterator[Progress]:
     from tqdm import tqdm
 
     with tqdm(unit="B", unit_scale=True, desc="demo model") as bar:
+
         def show(done: int, total: int, what: str) -> None:
             bar.total = total
             bar.set_postfix_str(what, refresh=False)
@@ -78,8 +86,12 @@ def sample_text() -> str:
 
 def _complete(directory: Path) -> bool:
     manifest = Manifest.read(directory)
-    return (manifest is not None and manifest.finished and manifest.key.startswith(f"{RECIPE}-")
-            and all(manifest.intact(directory, name) for name in manifest.shards))
+    return (
+        manifest is not None
+        and manifest.finished
+        and manifest.key.startswith(f"{RECIPE}-")
+        and all(manifest.intact(directory, name) for name in manifest.shards)
+    )
 
 
 class _Build:
@@ -88,13 +100,19 @@ class _Build:
         self.report = report
         self.source = DenseSource(find_gguf())
         self.config = parse_config(self.source.config(num_experts=NUM_EXPERTS, top_k=TOP_K), directory)
-        self.names = [f"model-{i + 1:05d}-of-{self.source.layers + 1:05d}.safetensors"
-                      for i in range(self.source.layers + 1)]
+        self.names = [
+            f"model-{i + 1:05d}-of-{self.source.layers + 1:05d}.safetensors"
+            for i in range(self.source.layers + 1)
+        ]
         self.total = self._bytes()
         self.done = 0
         self.sample: SampleRun | None = None
-        key = f"{RECIPE}-" + hashlib.sha256(
-            json.dumps([self.source.sha256, sample_text(), NUM_EXPERTS, TOP_K]).encode()).hexdigest()[:24]
+        key = (
+            f"{RECIPE}-"
+            + hashlib.sha256(
+                json.dumps([self.source.sha256, sample_text(), NUM_EXPERTS, TOP_K]).encode()
+            ).hexdigest()[:24]
+        )
         found = Manifest.read(directory)
         self.manifest = found if found is not None and found.key == key else Manifest(key=key)
 
@@ -103,11 +121,11 @@ class _Build:
         self._clear_unfinished()
         for number, name in enumerate(self.names):
             if name in self.manifest.shards:
-                self._advance(self.manifest.shards[name]["bytes"], "finished earlier")
+                self._advance("finished earlier", self.manifest.shards[name]["bytes"])
                 continue
             what = "attention weights" if number == 0 else f"experts of layer {number}/{self.source.layers}"
             tensors, notes = self._dense() if number == 0 else self._layer(number - 1)
-            facts = write_shard(self.directory / name, tensors, lambda count, what=what: self._advance(count, what))
+            facts = write_shard(self.directory / name, tensors, partial(self._advance, what))
             self.manifest.shards[name] = {**facts, **notes, "tensors": list(tensors)}
             self.manifest.seconds = round(earlier + time.monotonic() - started, 1)
             self.manifest.write(self.directory)
@@ -120,8 +138,11 @@ class _Build:
     def _clear_unfinished(self) -> None:
         """Leave the finished shards only: an unfinished directory must not look like a model."""
         self.manifest.finished = False
-        self.manifest.shards = {name: facts for name, facts in self.manifest.shards.items()
-                                if self.manifest.intact(self.directory, name)}
+        self.manifest.shards = {
+            name: facts
+            for name, facts in self.manifest.shards.items()
+            if self.manifest.intact(self.directory, name)
+        }
         self.manifest.write(self.directory)
         (self.directory / "config.json").unlink(missing_ok=True)
         (self.directory / INDEX).unlink(missing_ok=True)
@@ -131,9 +152,12 @@ class _Build:
         missing = self.total - sum(facts["bytes"] for facts in self.manifest.shards.values())
         free = shutil.disk_usage(self.directory).free
         if free < missing + SPARE:
-            raise CheckpointError(f"{self.directory}: {free >> 20} MiB free, the demo model needs "
-                                  f"{(missing + SPARE) >> 20} MiB", reason="DISK_FULL",
-                                  next_step="Make room, or choose a directory on another disk")
+            raise CheckpointError(
+                f"{self.directory}: {free >> 20} MiB free, the demo model needs "
+                f"{(missing + SPARE) >> 20} MiB",
+                reason="DISK_FULL",
+                next_step="Make room, or choose a directory on another disk",
+            )
 
     def _bytes(self) -> int:
         c = self.config
@@ -141,15 +165,17 @@ class _Build:
         experts = NUM_EXPERTS * (c.expert_parameters + c.hidden)
         return 4 * (c.vocab_size * c.hidden + c.hidden + c.num_layers * (attention + experts))
 
-    def _advance(self, count: int, what: str) -> None:
+    def _advance(self, what: str, count: int) -> None:
         self.done = min(self.done + count, self.total)
         self.report(self.done, self.total, what)
 
     def _dense(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Everything that runs on attention workers."""
         names, source = MIXTRAL.tensors, self.source
-        tensors = {names.embedding: source.tensor("token_embd.weight"),
-                   names.final_norm: source.tensor("output_norm.weight")}
+        tensors = {
+            names.embedding: source.tensor("token_embd.weight"),
+            names.final_norm: source.tensor("output_norm.weight"),
+        }
         for layer in range(source.layers):
             for part, weight in source.attention(layer).items():
                 tensors[names.projection.format(layer=layer, part=part) + ".weight"] = weight

@@ -1,9 +1,9 @@
 """Router rows whose use is skewed and correlated as in trained models.
 
 A trained router has learnt directions in the hidden space. We take them from data: the centroids of a
-spherical k-means over the layer's normed hidden states on a sample text, and each cluster's share is its prior,
-as in the posterior of a mixture model. Clusters of real text differ in size (so use is skewed) and lie at different
-distances from one another (so some pairs are chosen together often).
+spherical k-means over the layer's normed hidden states on a sample text, and each cluster's share is its
+prior, as in the posterior of a mixture model. Clusters of real text differ in size (so use is skewed) and lie
+at different distances from one another (so some pairs are chosen together often).
 """
 
 from __future__ import annotations

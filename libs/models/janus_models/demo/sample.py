@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from janus_kernels.ops import swiglu_ffn
 
-from janus_models._ops import swiglu_ffn
+from janus_models.checkpoint import Checkpoint
 from janus_models.config import ModelConfig
 from janus_models.decoder import AttentionModel
-from janus_models.checkpoint import Checkpoint
 from janus_models.demo.source import Array
 from janus_models.kvcache import BatchMeta
 
@@ -19,7 +19,10 @@ class SampleRun:
 
     def __init__(self, config: ModelConfig, checkpoint: Checkpoint, passages: list[list[int]]) -> None:
         self._model = AttentionModel(config, checkpoint)
-        tables, starts, positions, slots, blocks = [], [0], [], [], 0
+        tables: list[list[int]] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts, blocks = [0], 0
         for ids in passages:
             tables.append(list(range(blocks, blocks + -(-len(ids) // BLOCK))))
             positions += range(len(ids))
@@ -28,10 +31,12 @@ class SampleRun:
             blocks += len(tables[-1])
         longest = max(map(len, tables))
         self._batch = BatchMeta(
-            positions=torch.tensor(positions), slots=torch.tensor(slots),
+            positions=torch.tensor(positions),
+            slots=torch.tensor(slots),
             query_starts=torch.tensor(starts, dtype=torch.int32),
             context_lens=torch.tensor([len(ids) for ids in passages], dtype=torch.int32),
-            block_tables=torch.tensor([t + [0] * (longest - len(t)) for t in tables], dtype=torch.int32))
+            block_tables=torch.tensor([t + [0] * (longest - len(t)) for t in tables], dtype=torch.int32),
+        )
         self._kv = self._model.new_kv_cache(blocks, BLOCK)
         # The first token of a sequence is an attention sink with a state like no other's.
         self._usable = self._batch.positions > 0

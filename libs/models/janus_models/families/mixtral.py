@@ -16,7 +16,9 @@ MIXTRAL = Family(
     model_type="mixtral",
     tensors=TensorNames(
         router="model.layers.{layer}.block_sparse_moe.gate.weight",
-        expert_gate=_EXPERT + ".w1.weight", expert_up=_EXPERT + ".w3.weight", expert_down=_EXPERT + ".w2.weight",
+        expert_gate=_EXPERT + ".w1.weight",
+        expert_up=_EXPERT + ".w3.weight",
+        expert_down=_EXPERT + ".w2.weight",
     ),
     num_experts_keys=("num_local_experts", "num_experts"),
     expert_hidden_key="intermediate_size",

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from janus_models.config import load_config, parse_config
+from janus_models.errors import ConfigError
+
+MIXTRAL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+QWEN: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "head_dim": 32,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
+
+def parse(base: dict[str, Any], **changes: Any) -> Any:
+    return parse_config({**base, **changes}, Path("model"))
+
+
+def test_mixtral() -> None:
+    config = parse(MIXTRAL, rope_theta=5e5, sliding_window=128, eos_token_id=[2, 7])
+    assert config.head_dim == 16 and config.moe_layers == (0, 1, 2) and config.dense_hidden == 0
+    assert config.moe.expert_hidden == 96 and config.moe.renormalize and config.rope.theta == 5e5
+    assert config.sliding_window == 128 and config.eos_ids == (2, 7) and config.norm_eps == 1e-5
+    assert config.expert_parameters == 3 * 64 * 96
+
+
+def test_qwen3_moe_dense_layers_and_flags() -> None:
+    config = parse(QWEN, mlp_only_layers=[1], decoder_sparse_step=2, sliding_window=64, attention_bias=True)
+    assert config.moe_layers == (3, 5) and config.dense_hidden == 128 and not config.is_moe(1)
+    assert config.head_dim == 32 and not config.moe.renormalize and config.sliding_window is None
+    assert config.attention_bias and config.family.qk_norm
+    assert parse(QWEN, use_sliding_window=True, sliding_window=64).sliding_window == 64
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        {
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+            "rope_theta": 1e4,
+        },
+    ],
+)
+def test_rope_spellings(spelling: dict[str, Any]) -> None:
+    rope = parse(MIXTRAL, **spelling).rope
+    assert (rope.kind, rope.factor, rope.theta, rope.original_max_positions) == ("yarn", 4.0, 1e4, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_hidden_layers": True}, "num_hidden_layers"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
+        ({"head_dim": 15}, "head_dim"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"num_local_experts": -1}, "num_local_experts"),
+        ({"hidden_size": 66}, "hidden_size"),
+    ],
+)
+def test_bad_fields_are_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(MIXTRAL, **changes)
+    assert caught.value.field == field and caught.value.code.name == "INVALID_ARGUMENT"
+    assert "config.json" in str(caught.value)
+
+
+def test_every_layer_dense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="routed experts"):
+        parse(QWEN, mlp_only_layers=list(range(6)))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3"])
+def test_unknown_family_lists_the_supported_ones(model_type: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(MIXTRAL, model_type=model_type)
+    supported = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+    assert all(name in str(caught.value) for name in supported)
+    assert ("planned" in str(caught.value)) == (model_type == "deepseek_v3")
+
+
+def test_absent_and_malformed_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model directory"):
+        load_config(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"config\.json does not exist"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{'model_type': 1}")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="expected a JSON object"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    assert load_config(tmp_path).directory == tmp_path
+
+
+def test_torch_free_modules_do_not_import_torch() -> None:
+    """The gateway's image has no torch: these must work without it."""
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
+        "import janus_models, janus_models.config, janus_models.checkpoint, janus_models.tokenizer\n"
+        "import janus_models.fingerprint, janus_models.demo, janus_models.demo.source, janus_models.tiny"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
