@@ -76,7 +76,7 @@ class _UcxRequest(Request):
             self._ucx.check_error()
         except Exception as error:
             # UCXX's errors share no public base class.
-            if type(error).__name__ == "UCXMessageTruncatedError":
+            if type(error).__name__ in ("UCXXMessageTruncatedError", "UCXMessageTruncatedError"):
                 raise Truncated(str(error)) from error
             raise PeerLost(self._peer, f"{type(error).__name__}: {error}") from error
 
@@ -121,7 +121,9 @@ class UcxTransport(Transport):
         endpoint = self._endpoints.pop(peer, None)
         if endpoint is None:
             return
-        endpoint.close()
+        # A failed endpoint has been closed by UCX already, its receives cancelled; closing it again crashes.
+        if endpoint.alive:
+            endpoint.close()
         self._retire(peer)
 
     def _retire(self, peer: int) -> None:

@@ -139,17 +139,21 @@ class CohortEngine(abc.ABC):
         Raises Interrupted, Stop, NewerEpoch, PeerLost.
         """
         started = time.monotonic()
+        stalled = False
         while True:
             deadline = time.monotonic() + (_FOREVER_S if quiet else self._stall_s)
             try:
                 if self.exchange.wait(
                     ready, deadline=deadline, waiting_for=waiting_for, wake_fds=[self._link.fileno()]
                 ):
+                    if stalled:
+                        self._link.send({"t": "resumed"})
                     return True
                 self.intake()
                 return False
             except WaitTimeout:
                 if not quiet:
+                    stalled = True
                     self._stalled(time.monotonic() - started, waiting_for())
 
     def await_(self, ready: Callable[[], bool], waiting_for: Callable[[], Iterable[int]]) -> None:

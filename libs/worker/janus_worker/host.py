@@ -174,6 +174,8 @@ class WorkerHost(abc.ABC, Generic[S]):
             elif kind == "epoch":
                 self.rank, self.layout_version = message.body["rank"], message.body["layout_version"]
                 await self._tell(epoch=message.body["epoch"], detail=f"rank {self.rank}")
+            elif kind == "resumed":
+                await self._tell(detail=f"rank {self.rank}")
             elif kind in ("fault", "stall"):
                 await self._tell(detail=message.body.get("reason") or message.body["detail"])
             elif kind == "stats":
