@@ -1,0 +1,30 @@
+"""Errors of commands: one clear line on stderr, exit code 1 (bad usage is click's, exit code 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import grpc
+from janus_runtime.errors import JanusError, from_rpc_error
+
+
+class JanusGroup(click.Group):
+    """A group whose commands may raise JanusError or grpc.RpcError."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except JanusError as error:
+            raise Failure(str(error)) from error
+        except grpc.RpcError as error:
+            raise Failure(str(from_rpc_error(error))) from error
+
+
+class Failure(click.ClickException):
+    """Printed as ``error: ...``; exit code 1."""
+
+    exit_code = 1
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True)

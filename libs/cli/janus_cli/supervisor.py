@@ -1,0 +1,317 @@
+"""The supervisor: one local mesh as child processes, from start to a clean end.
+
+Used by ``janus up``, ``make demo`` and, in a process of its own, by ``janus_testing.LocalMesh``. It knows
+addresses and pids from the leases in Redis; the children's logs tell it only what they wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+from janus_runtime.coordination import Coordination
+from janus_runtime.errors import DeadlineExceeded, FailedPrecondition, JanusError, Unavailable
+from janus_runtime.records import Role
+from janus_runtime.redis_server import RedisServer
+
+from janus_cli.child import Child, read_lines
+from janus_cli.readiness import Waiting, last_startup_line, still_waiting
+from janus_cli.rundir import RunDir
+from janus_cli.spec import MeshSpec, ServiceSpec, services
+from janus_cli.view import MeshView, connect, look, service_rows
+
+START_DEADLINE_S = 180.0
+STOP_DEADLINE_S = 20.0
+_LOOK_EVERY_S = 0.2
+_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_S = 60.0
+_SOCKET_PATH_MAX = 90
+
+ServiceList = Callable[[MeshSpec, str, Path], list[ServiceSpec]]
+
+
+class Reporter(Protocol):
+    """Hears what happens; the terminal's part."""
+
+    def waiting(self, waiting: Sequence[Waiting], ready: int, total: int) -> None:
+        """The mesh is starting; called often, with the same value too."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Supervisor:
+    """``async with Supervisor(spec, run_dir, reporter) as mesh: await mesh.start(); await mesh.run()``.
+
+    Call it from the main thread (children die with the thread that started them). Leaving the context
+    stops everything and removes sockets, whatever happened inside.
+    """
+
+    def __init__(
+        self,
+        spec: MeshSpec,
+        run_dir: RunDir,
+        reporter: Reporter,
+        *,
+        redis_url: str = "",
+        restart: bool = True,
+        start_deadline_s: float = START_DEADLINE_S,
+        make_services: ServiceList = services,
+    ) -> None:
+        self.spec = spec
+        self.run_dir = run_dir
+        self._reporter = reporter
+        self._external_redis = redis_url
+        self._restart = restart
+        self._start_deadline_s = start_deadline_s
+        self._make_services = make_services
+        self._redis: RedisServer | None = None
+        self._redis_folder: Path | None = None
+        self._coordination: Coordination | None = None
+        self._children: dict[str, Child] = {}
+        self._specs: dict[str, ServiceSpec] = {}
+        self._failures: dict[str, int] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self._owns_run_dir = False
+        self.view = MeshView()
+
+    async def __aenter__(self) -> Supervisor:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.stop()
+
+    # -- start ----------------------------------------------------------------------------------------
+
+    @property
+    def redis_url(self) -> str:
+        """Redis of this mesh."""
+        if self._external_redis:
+            return self._external_redis
+        return self._redis.url if self._redis else ""
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process id of each child by worker id."""
+        return {name: child.pid for name, child in self._children.items()}
+
+    async def start(self) -> None:
+        """Start everything and wait until the mesh is whole.
+
+        FailedPrecondition with the last log lines of a service that died; DeadlineExceeded with what was
+        still waited for.
+        """
+        deadline = time.monotonic() + self._start_deadline_s
+        self.run_dir.create()
+        self._stack.enter_context(self.run_dir.lock())
+        self._owns_run_dir = True
+        self.run_dir.clear()
+        self._write_mesh("starting")
+        if not self._external_redis:
+            self._start_redis()
+        self._coordination = await connect(
+            self.redis_url, self.spec.namespace, wait_s=min(10.0, self._start_deadline_s)
+        )
+        for spec in self._make_services(self.spec, self.redis_url, self.run_dir.traces):
+            self._specs[spec.worker_id] = spec
+            self._spawn(spec)
+        async with httpx.AsyncClient(timeout=2.0, trust_env=False) as http:
+            await self._until_whole(http, deadline)
+        self._write_mesh("ready")
+
+    async def _until_whole(self, http: httpx.AsyncClient, deadline: float) -> None:
+        assert self._coordination is not None
+        while True:
+            self._raise_if_died()
+            with contextlib.suppress(Unavailable):
+                self.view = await look(self._coordination)
+            answers = await _answers(http, self.view)
+            said = {
+                name: last_startup_line(read_lines(child.log, child.log_start), name)
+                for name, child in self._children.items()
+            }
+            waiting = still_waiting(self.pids, said, self.view, gateway_answers=answers)
+            total = len(self._children)
+            self._reporter.waiting(waiting, total - len(waiting), total)
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                rest = "; ".join(f"{w.worker_id}: {w.what}" for w in waiting)
+                raise DeadlineExceeded(
+                    f"the mesh was not ready after {self._start_deadline_s:g} s; still waiting: {rest}",
+                    reason="START_DEADLINE",
+                    next_step=f"The logs are in {self.run_dir.logs}; --start-deadline gives it more time.",
+                )
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _start_redis(self) -> None:
+        folder = self.run_dir.redis
+        if len(str(folder)) > _SOCKET_PATH_MAX:  # a unix socket's path is limited to about 100 bytes
+            folder = Path(tempfile.mkdtemp(prefix="janus-"))
+            self._redis_folder = folder
+        self._redis = RedisServer.start(self._redis_folder or folder)
+
+    def _spawn(self, spec: ServiceSpec) -> None:
+        log = self.run_dir.logs / f"{spec.worker_id}.log"
+        try:
+            self._children[spec.worker_id] = Child(spec.worker_id, spec.command, spec.env, log)
+        except OSError as error:
+            raise FailedPrecondition(f"cannot start {spec.worker_id}: {error}") from error
+
+    def _raise_if_died(self) -> None:
+        if self._redis is not None and not self._redis.alive():
+            raise FailedPrecondition(f"Redis ended; its last lines: {self._redis.log_tail()}")
+        for child in self._children.values():
+            if child.status is not None:
+                raise FailedPrecondition(
+                    f"{child.name} {child.ending()} while starting; its last lines:\n"
+                    + "\n".join(f"  {line}" for line in child.tail(20) or ["(none)"]),
+                    reason="SERVICE_DIED",
+                )
+
+    # -- run ------------------------------------------------------------------------------------------
+
+    async def run(self, until: asyncio.Event) -> None:
+        """Watch the children until ``until`` is set; restart those that die. Idle between events.
+
+        Without restarts, FailedPrecondition when one dies.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watchers = [tasks.create_task(self._keep(name)) for name in self._specs]
+                if self._redis is not None:
+                    watchers.append(tasks.create_task(self._keep_redis()))
+                await until.wait()
+                for watcher in watchers:
+                    watcher.cancel()
+        except* JanusError as group:
+            raise group.exceptions[0] from None
+
+    async def _keep(self, name: str) -> None:
+        while True:
+            child = self._children[name]
+            await child.wait()
+            child.kill_group()
+            ending = f"{name} {child.ending()}"
+            if not self._restart:
+                lines = "\n".join(f"  {line}" for line in child.tail(20) or ["(none)"])
+                raise FailedPrecondition(f"{ending}; its last lines:\n{lines}", reason="SERVICE_DIED")
+            if time.monotonic() - child.started > _STEADY_S:
+                self._failures[name] = 0
+            failures = self._failures.get(name, 0)
+            pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+            self._failures[name] = failures + 1
+            self._reporter.say(f"{ending}; starting it again in {pause:g} s (log: {child.log})")
+            await asyncio.sleep(pause)
+            self._spawn(self._specs[name])
+            await self._settle(name)
+
+    async def _settle(self, name: str) -> None:
+        """Wait for the restarted service's lease, then say so and bring mesh.json up to date."""
+        assert self._coordination is not None
+        child = self._children[name]
+        deadline = time.monotonic() + self._start_deadline_s
+        while child.status is None and time.monotonic() < deadline:
+            with contextlib.suppress(Unavailable):
+                self.view = await look(self._coordination)
+                lease = self.view.get(name)
+                if lease is not None and lease.pid == child.pid and lease.state == "ready":
+                    self._reporter.say(f"{name} is ready again (pid {child.pid})")
+                    self._write_mesh("ready")
+                    return
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _keep_redis(self) -> None:
+        assert self._redis is not None
+        while True:
+            await _pid_end(self._redis.pid, self._redis.alive)
+            self._reporter.say("Redis ended; starting it again (streams go on meanwhile)")
+            self._redis.stop()
+            await asyncio.sleep(_BACKOFF_S[0])
+            self._start_redis()
+
+    def describe(self) -> dict[str, Any]:
+        """``{"http", "grpc", "redis", "services": [...]}``: what ``janus up --json`` prints."""
+        gateway = self.view.gateway
+        return {
+            "http": gateway.http_address if gateway else "",
+            "grpc": gateway.grpc_address if gateway else "",
+            "redis": self.redis_url,
+            "services": service_rows(self.view),
+        }
+
+    def _write_mesh(self, state: str) -> None:
+        mesh: Mapping[str, Any] = {
+            "state": state,
+            "pid": os.getpid(),
+            **self.describe(),
+            "namespace": self.spec.namespace,
+            "model": str(self.spec.model),
+            "attention": self.spec.attention,
+            "experts": self.spec.experts,
+            "run_dir": str(self.run_dir.path),
+            "traces": str(self.run_dir.traces),
+        }
+        self.run_dir.write_mesh(mesh)
+
+    # -- stop -----------------------------------------------------------------------------------------
+
+    async def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
+        """End every child and Redis, remove what they left. Safe to call twice."""
+        first = [
+            c for n, c in self._children.items() if self._specs[n].role in (Role.GATEWAY, Role.AUTOSCALER)
+        ]
+        rest = [c for c in self._children.values() if c not in first]
+        try:
+            # The door closes first, so that streams end by its rules and not by their workers' leaving.
+            for group in (first, rest):
+                await asyncio.gather(*(child.stop(deadline_s) for child in group))
+        finally:
+            for child in self._children.values():
+                child.kill_group()
+            self._children.clear()
+            if self._coordination is not None:
+                await self._coordination.close()
+                self._coordination = None
+            if self._redis is not None:
+                self._redis.stop()
+                self._redis = None
+            if self._redis_folder is not None:
+                shutil.rmtree(self._redis_folder, ignore_errors=True)
+                self._redis_folder = None
+            if self._owns_run_dir:  # not when another mesh turned out to run here
+                shutil.rmtree(self.run_dir.redis, ignore_errors=True)
+                self.run_dir.mesh_file.unlink(missing_ok=True)
+                self._owns_run_dir = False
+            await self._stack.aclose()
+
+
+async def _answers(http: httpx.AsyncClient, view: MeshView) -> bool:
+    gateway = view.gateway
+    if gateway is None or not gateway.http_address:
+        return False
+    try:
+        return (await http.get(f"http://{gateway.http_address}/health/ready")).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def _pid_end(pid: int, alive: Callable[[], bool]) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    descriptor = os.pidfd_open(pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    alive()  # reaps it
