@@ -38,8 +38,9 @@ class Defaults:
 
         def number(name: str, low: float, high: float) -> float | None:
             value = raw.get(name)
-            good = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-            return float(value) if good else None
+            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+                return None
+            return float(value)
 
         top_k, max_new = number("top_k", 0, 2**31 - 1), number("max_new_tokens", 1, 2**31 - 1)
         return cls(

@@ -36,13 +36,13 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
     try:
         left = len(tasks)
         while left:
-            item = await queue.get()
-            if item is None:
+            received = await queue.get()
+            if received is None:
                 left -= 1
-            elif isinstance(item, Exception):
-                raise item
+            elif isinstance(received, Exception):
+                raise received
             else:
-                yield item
+                yield received
     finally:
         for task in tasks:
             task.cancel()

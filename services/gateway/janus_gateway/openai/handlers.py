@@ -104,7 +104,7 @@ def _jobs(
     ask = body.ask()
     check(ask, names, parts.model.config.vocab_size)
     started = request.scope["janus.started"]
-    jobs = []
+    jobs: list[Job] = []
     for prompt in prompts:
         for choice in range(body.choices):
             sampling = resolve(

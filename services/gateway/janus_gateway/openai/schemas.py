@@ -248,7 +248,7 @@ class ChatRequest(_Body):
 class CompletionRequest(_Body):
     """``POST /v1/completions``."""
 
-    prompt: list[str] | list[list[int]]
+    prompt: list[str | list[int]]
     logprobs: int | None = None
     best_of: Any = None
     echo: Any = None

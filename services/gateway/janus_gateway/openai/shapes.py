@@ -12,7 +12,7 @@ from janus_gateway.generation import Job
 from janus_gateway.model import ServedModel
 from janus_gateway.openai import logprobs
 
-_FINISH = {common_pb2.FINISH_REASON_STOP: "stop", common_pb2.FINISH_REASON_LENGTH: "length"}
+_FINISH: dict[int, str] = {common_pb2.FINISH_REASON_STOP: "stop", common_pb2.FINISH_REASON_LENGTH: "length"}
 
 
 class Shape(Protocol):
@@ -54,9 +54,9 @@ def _wants_logprobs(job: Job) -> bool:
 class ChatShape:
     """``chat.completion`` and its chunks."""
 
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-    id_prefix = "chatcmpl"
+    whole_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
+    id_prefix: ClassVar[str] = "chatcmpl"
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model
@@ -92,9 +92,9 @@ class ChatShape:
 class CompletionShape:
     """``text_completion``, whole and in chunks."""
 
-    whole_object = "text_completion"
-    chunk_object = "text_completion"
-    id_prefix = "cmpl"
+    whole_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+    id_prefix: ClassVar[str] = "cmpl"
 
     def __init__(self, model: ServedModel) -> None:
         self.model = model

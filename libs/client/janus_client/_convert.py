@@ -1,0 +1,150 @@
+"""Between this package's types and the protobuf messages. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from janus_wire.v1 import common_pb2, generation_pb2
+
+from janus_client.errors import InvalidRequestError
+from janus_client.types import Chunk, Completion, FinishReason, Message, ModelInfo, Tls, TokenLogprob, Usage
+
+Prompt = str | Sequence[int]
+Conversation = str | Sequence[Message | Mapping[str, str]]
+R = TypeVar("R", generation_pb2.GenerateRequest, generation_pb2.CountTokensRequest)
+
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs")
+_FINISH: dict[int, FinishReason] = {
+    common_pb2.FINISH_REASON_STOP: "stop",
+    common_pb2.FINISH_REASON_LENGTH: "length",
+    common_pb2.FINISH_REASON_CANCELLED: "cancelled",
+    common_pb2.FINISH_REASON_ERROR: "error",
+}
+
+
+def credentials(tls: Tls | bool | None) -> grpc.ChannelCredentials | None:
+    """None: plain text."""
+    if not tls:
+        return None
+    found = Tls() if tls is True else tls
+
+    def read(path: str | Path | None) -> bytes | None:
+        return None if path is None else Path(path).read_bytes()
+
+    return grpc.ssl_channel_credentials(
+        root_certificates=read(found.ca), private_key=read(found.key), certificate_chain=read(found.cert)
+    )
+
+
+def metadata(api_key: str | None, extra: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
+    """Metadata of every call."""
+    key = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+    return (*key, *(extra or {}).items())
+
+
+def with_prompt(request: R, prompt: Prompt) -> R:
+    """Sets the input of a request: text, or token ids."""
+    if isinstance(prompt, str):
+        request.prompt = prompt
+    else:
+        request.prompt_tokens.SetInParent()
+        _put(request.prompt_tokens.ids.extend, "prompt_tokens", prompt, "text, or token ids")
+    return request
+
+
+def with_chat(request: R, messages: Conversation) -> R:
+    """Sets the input of a request: a conversation; a text alone is the user's."""
+    listed = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
+    request.chat.SetInParent()
+    for index, message in enumerate(listed):
+        fields = (
+            message if isinstance(message, Mapping) else {"role": message.role, "content": message.content}
+        )
+        for name in ("role", "content"):
+            if not isinstance(fields.get(name), str):
+                raise _wrong(f"messages[{index}].{name}", fields.get(name), "text")
+        request.chat.messages.add(role=fields["role"], content=fields["content"])
+    return request
+
+
+def _wrong(field: str, value: object, allowed: str) -> InvalidRequestError:
+    error = InvalidRequestError(f"{field}: got {value!r}; allowed: {allowed}", code="INVALID_ARGUMENT")
+    error.field, error.allowed, error.reason = field, allowed, "INVALID_ARGUMENT"
+    return error
+
+
+def generate_request(options: Mapping[str, Any]) -> generation_pb2.GenerateRequest:
+    """A request without its input; ``options``: the keyword arguments of ``generate``."""
+    sampling = common_pb2.SamplingParams(ignore_eos=bool(options.get("ignore_eos", False)))
+    stop = options.get("stop") or ()
+    _put(sampling.stop.extend, "stop", [stop] if isinstance(stop, str) else stop, "texts")
+    ids = options.get("stop_token_ids") or ()
+    _put(sampling.stop_token_ids.extend, "stop_token_ids", ids, "token ids")
+    for name in _NUMBERS:
+        if options.get(name) is not None:
+            # What does not fit the wire's type never gets to the server, which checks everything else.
+            _put(partial(setattr, sampling, name), name, options[name], "a number that fits its type")
+    return generation_pb2.GenerateRequest(
+        sampling=sampling, request_id=options.get("request_id", ""), model=options.get("model", "")
+    )
+
+
+def _put(put: Callable[[Any], None], name: str, value: object, allowed: str) -> None:
+    try:
+        put(value)
+    except (TypeError, ValueError) as error:
+        raise _wrong(name, value, allowed) from error
+
+
+def _logprob(one: common_pb2.TokenLogprob, top: Iterable[common_pb2.TokenLogprob] = ()) -> TokenLogprob:
+    return TokenLogprob(token_id=one.token_id, logprob=one.logprob, top=tuple(_logprob(t) for t in top))
+
+
+def chunk(response: generation_pb2.GenerateResponse) -> Chunk:
+    """From the wire."""
+    usage = None
+    if response.HasField("usage"):
+        usage = Usage(
+            prompt_tokens=response.usage.prompt_tokens, completion_tokens=response.usage.completion_tokens
+        )
+    return Chunk(
+        text=response.text,
+        token_ids=tuple(response.token_ids),
+        logprobs=tuple(_logprob(one.chosen, one.top) for one in response.logprobs),
+        finish_reason=_FINISH.get(response.finish_reason),
+        usage=usage,
+        stop_sequence=response.stop_sequence or None,
+        request_id=response.request_id,
+        trace_id=response.trace_id,
+    )
+
+
+def completion(chunks: Sequence[Chunk]) -> Completion:
+    """The chunks of a whole stream, put together."""
+    first, last = chunks[0], chunks[-1]
+    return Completion(
+        text="".join(c.text for c in chunks),
+        token_ids=tuple(token for c in chunks for token in c.token_ids),
+        logprobs=tuple(entry for c in chunks for entry in c.logprobs),
+        finish_reason=last.finish_reason or "error",
+        usage=last.usage or Usage(prompt_tokens=0, completion_tokens=0),
+        stop_sequence=last.stop_sequence,
+        request_id=first.request_id,
+        trace_id=first.trace_id,
+    )
+
+
+def model_info(response: generation_pb2.GetModelInfoResponse) -> ModelInfo:
+    """From the wire."""
+    return ModelInfo(**{name: getattr(response, name) for name in ModelInfo.__dataclass_fields__})

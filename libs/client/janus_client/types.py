@@ -1,0 +1,103 @@
+"""What calls take and give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """TLS to the gateway. Without ``ca``: gRPC's own roots; with ``cert`` and ``key``: mutual TLS. PEM files."""
+
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of a request; an end-of-sequence token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Both."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability."""
+
+    token_id: int
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens at this place, likeliest first; their own ``top`` is empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What became known since the chunk before."""
+
+    text: str
+    """Never splits a character; may be empty."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of ``token_ids``, when asked for."""
+    finish_reason: FinishReason | None = None
+    """Set in the last chunk."""
+    usage: Usage | None = None
+    """Set in the last chunk."""
+    stop_sequence: str | None = None
+    """The stop string that ended the stream."""
+    request_id: str = ""
+    trace_id: str = ""
+    """For `janus trace`; set in the first chunk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A whole answer: the chunks of a stream put together."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    stop_sequence: str | None
+    request_id: str
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a mesh serves."""
+
+    model: str
+    family: str
+    """``model_type`` of the checkpoint."""
+    context_length: int
+    """Most tokens of prompt and answer together."""
+    vocab_size: int
+    num_layers: int
+    num_experts: int
+    """Routed experts per MoE layer."""
+    experts_per_token: int
+    dtype: str
+    """Of the workers; empty until a cohort has formed."""
+    fingerprint: str
+    """What every worker of the mesh agrees on; empty until a cohort has formed."""
