@@ -16,8 +16,8 @@ import torch
 from janus_models import reference
 from janus_models.checkpoint import INDEX, Checkpoint
 from janus_models.config import load_config
-from janus_models.demo import build, build_demo
-from janus_models.demo.shards import MANIFEST, Manifest
+from janus_models.demo import build, build_demo, progress_bar
+from janus_models.demo.shards import MANIFEST, Manifest, locked
 from janus_models.demo.source import DenseSource, find_gguf
 from janus_models.errors import CheckpointError
 from janus_models.local import LocalModel
@@ -181,6 +181,25 @@ def test_refuses_anothers_directory_and_a_full_disk(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="0 MiB free, the demo model needs"):
         build_demo(tmp_path / "elsewhere")
+
+
+def test_builders_of_one_directory_wait_for_each_other(tmp_path: Path) -> None:
+    waited: list[None] = []
+    busy = pytest.raises(CheckpointError, match="another process has been building")
+    with locked(tmp_path, 1.0, lambda: None), busy, locked(tmp_path, 0.5, lambda: waited.append(None)):
+        raise AssertionError("two builders at once")
+    assert waited, "and say so"
+    with locked(tmp_path, 0.0, lambda: None):
+        pass
+
+
+def test_progress_bar_is_silent_without_work(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as report:
+        pass
+    assert capfd.readouterr().err == ""
+    with progress_bar() as report:
+        report(5, 10, "half")
+    assert "5.00/10.0" in capfd.readouterr().err
 
 
 def test_missing_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from janus_models.checkpoint import INDEX, Checkpoint
 from janus_models.config import parse_config
@@ -58,6 +60,12 @@ def build_demo(directory: str | Path, progress: Progress | None = None, *, timeo
             reason="DIRECTORY_IN_USE",
             next_step="Choose an empty directory for the demo model",
         )
+    if importlib.util.find_spec("torch") is None:
+        raise CheckpointError(
+            "the demo model's routers are made with torch, which is not installed",
+            reason="DEMO_SOURCE_MISSING",
+            next_step="Install torch here, or build the demo model on another machine and copy its directory",
+        )
     with locked(directory, timeout_s, lambda: report(0, 1, "another process is building it")):
         if not _complete(directory):
             _Build(directory, report).run()
@@ -66,17 +74,24 @@ def build_demo(directory: str | Path, progress: Progress | None = None, *, timeo
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A Progress that draws a bar on stderr."""
+    """A Progress that draws a bar on stderr, from the first report on: nothing when there is nothing to do."""
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, desc="demo model") as bar:
+    bars: list[tqdm[NoReturn]] = []
 
-        def show(done: int, total: int, what: str) -> None:
-            bar.total = total
-            bar.set_postfix_str(what, refresh=False)
-            bar.update(done - bar.n)
+    def show(done: int, total: int, what: str) -> None:
+        if not bars:
+            interval = 0.1 if sys.stderr.isatty() else 5.0  # a log wants few lines
+            bars.append(tqdm(unit="B", unit_scale=True, desc="demo model", mininterval=interval))
+        bars[0].total = total
+        bars[0].set_postfix_str(what, refresh=False)
+        bars[0].update(done - bars[0].n)
 
+    try:
         yield show
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def sample_text() -> str:
