@@ -52,23 +52,8 @@ class Child:
         return self._process.poll()
 
     async def wait(self) -> int:
-        """Sleep until it ends; costs nothing while it runs where the kernel has pidfds."""
-        loop = asyncio.get_running_loop()
-        try:
-            descriptor = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
-        except OSError:
-            descriptor = -1
-        if descriptor < 0:
-            while (status := self.status) is None:
-                await asyncio.sleep(_POLL_S)
-            return status
-        ended = asyncio.Event()
-        loop.add_reader(descriptor, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+        """Sleep until it ends; its exit status."""
+        await wait_for_end(self.pid, lambda: self.status is None)
         return self._process.wait()
 
     def signal(self, number: int) -> None:
@@ -105,6 +90,26 @@ class Child:
     def tail(self, lines: int = 20) -> list[str]:
         """Its last log lines."""
         return list(collections.deque(read_lines(self.log, self.log_start), maxlen=lines))
+
+
+async def wait_for_end(pid: int, runs: Callable[[], bool]) -> None:
+    """Sleep until a child process ends; costs nothing while it runs where the kernel has pidfds."""
+    try:
+        descriptor = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+    except OSError:
+        descriptor = -1
+    if descriptor < 0:
+        while runs():
+            await asyncio.sleep(_POLL_S)
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def read_lines(path: Path, start: int = 0) -> list[str]:

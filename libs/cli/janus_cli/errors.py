@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -13,12 +15,8 @@ class JanusGroup(click.Group):
     """A group whose commands may raise JanusError or grpc.RpcError."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with fail_cleanly():
             return super().invoke(ctx)
-        except JanusError as error:
-            raise Failure(str(error)) from error
-        except grpc.RpcError as error:
-            raise Failure(str(from_rpc_error(error))) from error
 
 
 class Failure(click.ClickException):
@@ -28,3 +26,14 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"error: {self.message}", err=True)
+
+
+@contextlib.contextmanager
+def fail_cleanly() -> Iterator[None]:
+    """JanusError and grpc.RpcError become a Failure."""
+    try:
+        yield
+    except JanusError as error:
+        raise Failure(str(error)) from error
+    except grpc.RpcError as error:
+        raise Failure(str(from_rpc_error(error))) from error

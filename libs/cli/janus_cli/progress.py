@@ -24,6 +24,14 @@ def err_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def out_console() -> Console:
+    """For tables on standard output; wide enough to be cut nowhere when it is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    return console
+
+
 class LineReporter:
     """A line for each change, and again every ten seconds while nothing changes."""
 

@@ -40,7 +40,7 @@ def still_waiting(
     when every child's lease is ready, every attention and MoE worker runs the epoch of the cohort in force,
     and the gateway's /health/ready is 200.
     """
-    waiting = []
+    waiting: list[Waiting] = []
     for worker_id, pid in pids.items():
         lease = view.get(worker_id)
         if lease is None or lease.pid != pid:
@@ -49,8 +49,9 @@ def still_waiting(
         elif lease.state is not WorkerState.READY:
             what = said.get(worker_id) or lease.detail or "its start-up to end"
         elif lease.role in (Role.ATTENTION, Role.MOE) and not view.member_of_cohort(lease):
-            epoch = view.cohort.epoch if view.cohort else 0
-            what = f"cohort epoch {epoch}" if epoch else f"the first cohort{_scheduler_says(view)}"
+            what = f"cohort epoch {view.cohort.epoch}" if view.cohort else "the first cohort"
+            if view.cohort is None and not any(w.what.startswith(what) for w in waiting):
+                what += _scheduler_says(view)  # once is enough
         elif lease.role is Role.GATEWAY and not gateway_answers:
             what = f"http://{lease.http_address}/health/ready"
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from janus_runtime.errors import DeadlineExceeded, FailedPrecondition, JanusErro
 from janus_runtime.records import Role
 from janus_runtime.redis_server import RedisServer
 
-from janus_cli.child import Child, read_lines
+from janus_cli.child import Child, read_lines, wait_for_end
 from janus_cli.readiness import Waiting, last_startup_line, still_waiting
 from janus_cli.rundir import RunDir
 from janus_cli.spec import MeshSpec, ServiceSpec, services
@@ -125,6 +126,7 @@ class Supervisor:
             self._spawn(spec)
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as http:
             await self._until_whole(http, deadline)
+        self._keep_ports()
         self._write_mesh("ready")
 
     async def _until_whole(self, http: httpx.AsyncClient, deadline: float) -> None:
@@ -151,6 +153,19 @@ class Supervisor:
                     next_step=f"The logs are in {self.run_dir.logs}; --start-deadline gives it more time.",
                 )
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _keep_ports(self) -> None:
+        """A gateway that is started again comes back where its clients look for it."""
+        gateway = self.view.gateway
+        if gateway is None or not gateway.http_address:
+            return
+        self.spec = dataclasses.replace(
+            self.spec,
+            http_port=int(gateway.http_address.rpartition(":")[2]),
+            grpc_port=int(gateway.grpc_address.rpartition(":")[2]),
+        )
+        for spec in self._make_services(self.spec, self.redis_url, self.run_dir.traces):
+            self._specs[spec.worker_id] = spec
 
     def _start_redis(self) -> None:
         folder = self.run_dir.redis
@@ -232,7 +247,7 @@ class Supervisor:
     async def _keep_redis(self) -> None:
         assert self._redis is not None
         while True:
-            await _pid_end(self._redis.pid, self._redis.alive)
+            await wait_for_end(self._redis.pid, self._redis.alive)
             self._reporter.say("Redis ended; starting it again (streams go on meanwhile)")
             self._redis.stop()
             await asyncio.sleep(_BACKOFF_S[0])
@@ -302,16 +317,3 @@ async def _answers(http: httpx.AsyncClient, view: MeshView) -> bool:
         return (await http.get(f"http://{gateway.http_address}/health/ready")).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-async def _pid_end(pid: int, alive: Callable[[], bool]) -> None:
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    descriptor = os.pidfd_open(pid)
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-    alive()  # reaps it

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from janus_cli.options import json_option, run_dir_option
+from janus_cli.progress import out_console
 from janus_cli.rundir import RunDir
 from janus_cli.view import MeshView, look_at, service_rows
 
@@ -31,7 +32,7 @@ def command(run_dir: RunDir, redis_url: str | None, namespace: str, as_json: boo
     if as_json:
         click.echo(json.dumps(as_dict(view)))
     else:
-        show(view, Console(highlight=False))
+        show(view, out_console())
 
 
 def as_dict(view: MeshView) -> dict[str, Any]:
