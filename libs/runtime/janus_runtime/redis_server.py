@@ -6,17 +6,14 @@ The binary is ``redis-server`` or ``valkey-server`` on PATH, else the one of the
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +22,15 @@ from janus_runtime.errors import FailedPrecondition, NotFound
 
 _PORT_TRIES = 8
 _SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
-_PR_SET_PDEATHSIG = 1
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; outlives exec
+if os.getppid() != int(sys.argv[1]):  # the parent died before prctl took hold
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+# In a process of its own rather than in preexec_fn, which runs Python between fork and exec: with gRPC's
+# threads around, that now and then never got as far as exec.
 
 
 def find_redis_binary() -> Path:
@@ -167,6 +172,8 @@ def _spawn(binary: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
         # An idle mesh must cost no CPU: one housekeeping round a second, not ten.
         "--hz", "1", "--activerehashing", "no",
     ]  # fmt: skip
+    if sys.platform == "linux":
+        command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -174,20 +181,7 @@ def _spawn(binary: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         # Ctrl-C in a terminal goes to the whole group; the owner stops Redis last, by itself.
         start_new_session=True,
-        preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
     )
-
-
-def _die_with_parent() -> Callable[[], None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent died before prctl took hold
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return in_child
 
 
 def _command(path: Path, line: bytes) -> bytes:
