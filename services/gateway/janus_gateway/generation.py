@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import grpc
 from janus_runtime.errors import (
+    Cancelled,
     DeadlineExceeded,
     Internal,
     JanusError,
@@ -258,6 +259,8 @@ def _judge(error: grpc.aio.AioRpcError, worker: str) -> Exception:
     cause = from_rpc_error(error)
     if isinstance(cause, Unavailable | ResourceExhausted):
         return _Lost(cause)
+    if isinstance(cause, Cancelled):
+        return _Lost(Unavailable(f"{worker} cancelled the call"))
     text = (error.details() or "").lower()
     if isinstance(cause, Internal) and ("rst_stream" in text or "connection" in text or "socket" in text):
         return _Lost(Unavailable(f"{worker}: {error.details()}"))

@@ -25,7 +25,7 @@ _CODES: dict[grpc.StatusCode, tuple[int, str]] = {
     grpc.StatusCode.UNAVAILABLE: (503, "service_unavailable_error"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (504, "timeout_error"),
 }
-_REASONS = {"REQUEST_TOO_LARGE": 413, "METHOD_NOT_ALLOWED": 405, "UNSUPPORTED_FIELD": 400}
+_REASONS = {"REQUEST_TOO_LARGE": 413, "METHOD_NOT_ALLOWED": 405}
 
 
 def body(error: JanusError) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
-from janus_runtime.errors import InvalidArgument, Unimplemented
+from janus_runtime.errors import InvalidArgument
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from janus_gateway.openai.errors import from_validation
@@ -92,7 +92,7 @@ class _Body(BaseModel):
                 and not any(_same(value, good) for good in neutral)
             ):
                 allowed = ", ".join(["absent", *(repr(v) for v in neutral)])
-                raise Unimplemented(
+                raise InvalidArgument(
                     f"is not supported{': ' + _WHY[name] if name in _WHY else ''}",
                     field=name,
                     value=value,
@@ -104,7 +104,13 @@ class _Body(BaseModel):
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        if value is None or isinstance(value, list):
+            return value
+        if isinstance(value, str):
+            return [value]
+        raise InvalidArgument(
+            "cannot be used", field="stop", value=value, allowed="a string, or a list of strings"
+        )
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:
