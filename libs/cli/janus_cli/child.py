@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,7 +13,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; outlives exec
+if os.getppid() != int(sys.argv[1]):  # the parent died before prctl took hold
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+# In the child rather than in preexec_fn, which runs Python between fork and exec beside other threads' locks.
+# Linux kills the child when the *thread* that started it ends: start children from the main thread.
+_TRAMPOLINE = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT)
 _POLL_S = 0.25
 _TAIL_BYTES = 64 * 1024
 
@@ -29,7 +37,7 @@ class Child:
             self.log_start = file.tell()
             """Where this incarnation's lines begin in the log."""
             self._process = subprocess.Popen(
-                list(command),
+                ((*_TRAMPOLINE, str(os.getpid())) if sys.platform == "linux" else ()) + tuple(command),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -37,7 +45,6 @@ class Child:
                 # Ctrl-C in a terminal goes to the foreground group: only the supervisor gets it and then
                 # stops its children in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
             )
         self.started = time.monotonic()
 
@@ -121,16 +128,3 @@ def read_lines(path: Path, start: int = 0) -> list[str]:
             return file.read().decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return []
-
-
-def _die_with_parent() -> Callable[[], None]:
-    """Linux kills the child when the *thread* that started it ends: start children from the main thread."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def in_child() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent died before prctl took hold
-            os._exit(1)
-
-    return in_child

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import httpx
 from janus_runtime.coordination import Coordination
 from janus_runtime.errors import DeadlineExceeded, FailedPrecondition, JanusError, Unavailable
-from janus_runtime.records import Role
+from janus_runtime.records import Lease, Role
 from janus_runtime.redis_server import RedisServer
 
 from janus_cli.child import Child, read_lines, wait_for_end
@@ -82,6 +82,7 @@ class Supervisor:
         self._failures: dict[str, int] = {}
         self._stack = contextlib.AsyncExitStack()
         self._owns_run_dir = False
+        self._known: dict[str, Lease] = {}
         self.view = MeshView()
 
     async def __aenter__(self) -> Supervisor:
@@ -134,7 +135,7 @@ class Supervisor:
         while True:
             self._raise_if_died()
             with contextlib.suppress(Unavailable):
-                self.view = await look(self._coordination)
+                await self._look()
             answers = await _answers(http, self.view)
             said = {
                 name: last_startup_line(read_lines(child.log, child.log_start), name)
@@ -166,6 +167,12 @@ class Supervisor:
         )
         for spec in self._make_services(self.spec, self.redis_url, self.run_dir.traces):
             self._specs[spec.worker_id] = spec
+
+    async def _look(self) -> None:
+        assert self._coordination is not None
+        self.view = await look(self._coordination)
+        # A lease that is missing just now (Redis came back empty) does not unmake what is known of a child.
+        self._known.update({x.worker_id: x for x in self.view.leases if x.worker_id in self._children})
 
     def _start_redis(self) -> None:
         folder = self.run_dir.redis
@@ -236,7 +243,7 @@ class Supervisor:
         deadline = time.monotonic() + self._start_deadline_s
         while child.status is None and time.monotonic() < deadline:
             with contextlib.suppress(Unavailable):
-                self.view = await look(self._coordination)
+                await self._look()
                 lease = self.view.get(name)
                 if lease is not None and lease.pid == child.pid and lease.state == "ready":
                     self._reporter.say(f"{name} is ready again (pid {child.pid})")
@@ -255,12 +262,13 @@ class Supervisor:
 
     def describe(self) -> dict[str, Any]:
         """``{"http", "grpc", "redis", "services": [...]}``: what ``janus up --json`` prints."""
-        gateway = self.view.gateway
+        known = MeshView(leases=tuple(self._known.values()))
+        gateway = known.gateway
         return {
             "http": gateway.http_address if gateway else "",
             "grpc": gateway.grpc_address if gateway else "",
             "redis": self.redis_url,
-            "services": service_rows(self.view),
+            "services": service_rows(known),
         }
 
     def _write_mesh(self, state: str) -> None:
@@ -279,7 +287,7 @@ class Supervisor:
 
     # -- stop -----------------------------------------------------------------------------------------
 
-    async def stop(self, deadline_s: float = STOP_DEADLINE_S) -> None:
+    async def stop(self) -> None:
         """End every child and Redis, remove what they left. Safe to call twice."""
         first = [
             c for n, c in self._children.items() if self._specs[n].role in (Role.GATEWAY, Role.AUTOSCALER)
@@ -288,7 +296,7 @@ class Supervisor:
         try:
             # The door closes first, so that streams end by its rules and not by their workers' leaving.
             for group in (first, rest):
-                await asyncio.gather(*(child.stop(deadline_s) for child in group))
+                await asyncio.gather(*(child.stop(STOP_DEADLINE_S) for child in group))
         finally:
             for child in self._children.values():
                 child.kill_group()

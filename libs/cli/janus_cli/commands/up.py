@@ -110,10 +110,10 @@ def command(
         supervisor = Supervisor(
             spec, run_dir, report, redis_url=redis_url or "", restart=restart, start_deadline_s=start_deadline
         )
-        asyncio.run(_serve(supervisor, report, as_json=as_json, daemon=daemon, hold_stdin=hold_stdin))
+        asyncio.run(serve(supervisor, report, as_json=as_json, daemon=daemon, hold_stdin=hold_stdin))
 
 
-async def _serve(
+async def serve(
     supervisor: Supervisor,
     report: LineReporter | LiveReporter,
     *,
@@ -121,6 +121,7 @@ async def _serve(
     daemon: bool,
     hold_stdin: bool,
 ) -> None:
+    """Start, say where it is, watch, until a signal (or the end of standard input)."""
     async with stop_signals(with_stdin=hold_stdin) as stop, supervisor:
         await unless(stop, supervisor.start())
         if stop.is_set():
