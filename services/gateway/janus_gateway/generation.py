@@ -153,19 +153,21 @@ class Generator:
                     raise
                 raise self._gave_up(lost, len(answer.ids)) from error
             before = len(answer.ids)
-            if before and lost is not None:
-                self._metrics.resumed()
-                span.add_event("resumed", {"janus.worker": target.worker.worker_id, "janus.tokens": before})
             span.set_attribute("janus.worker", target.worker.worker_id)
             try:
                 async with contextlib.aclosing(self._from(target, job, answer, clock, span)) as pieces:
                     async for piece in pieces:
+                        if before and len(answer.ids) == before + 1:
+                            self._metrics.resumed()
+                            name = target.worker.worker_id
+                            span.add_event("resumed", {"janus.worker": name, "janus.tokens": before})
                         yield piece
                 return
             except _Lost as loss:
                 target.failed()
                 _raise_if_late(job)
-                if lost is None or len(answer.ids) > before:
+                first_try = lost is None
+                if first_try or len(answer.ids) > before:
                     give_up = time.monotonic() + self._settings.retry_s
                     full.clear()
                 lost = loss.cause
@@ -173,7 +175,10 @@ class Generator:
                     full.add(target.worker.member)
                     if full >= self._pool.members():
                         raise lost from loss
-                log.warning(
+                # Once per loss; further attempts at the same place are of interest only when debugging.
+                level = logging.WARNING if first_try or len(answer.ids) > before else logging.DEBUG
+                log.log(
+                    level,
                     "%s: %s after %d tokens: %s",
                     job.request_id,
                     target.worker.worker_id,
@@ -290,6 +295,7 @@ class _Clock:
         self._last = 0.0
 
     def token(self, queue_us: int) -> None:
+        self._metrics.token()
         self._last = time.monotonic()
         if not self._first:
             self._first = self._last

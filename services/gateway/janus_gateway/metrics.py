@@ -119,10 +119,13 @@ class GatewayMetrics:
         if queue_us:
             self._queue.observe(queue_us / 1e6)
 
+    def token(self) -> None:
+        """A token came; histograms get a sequence's tokens at its end."""
+        self.totals.completion_tokens += 1
+
     def sequence_done(self, operation: str, prompt: int, completion: int, decode_s: float) -> None:
         """A sequence ended; ``decode_s``: from its first token to its last."""
         self.totals.prompt_tokens += prompt
-        self.totals.completion_tokens += completion
         self._usage.labels(*self._labels(operation), "input").observe(prompt)
         self._usage.labels(*self._labels(operation), "output").observe(completion)
         if completion > 1:
