@@ -12,6 +12,7 @@ This module needs numpy alone; what computes on tensors is in :mod:`janus_kernel
 from __future__ import annotations
 
 from janus_kernels.layout import LayoutError, ReplicaLayout
+from janus_kernels.native import describe, set_num_threads
 from janus_kernels.scheduling import POLICIES, NoLiveHostError, Schedule, schedule
 
-__all__ = ["POLICIES", "LayoutError", "NoLiveHostError", "ReplicaLayout", "Schedule", "schedule"]
+__all__ = ["POLICIES", "LayoutError", "NoLiveHostError", "ReplicaLayout", "Schedule", "describe", "schedule", "set_num_threads"]

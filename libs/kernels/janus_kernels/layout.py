@@ -30,6 +30,8 @@ class ReplicaLayout:
     """int32 [E, n_e]: slot of the expert on the instance, -1 where it is not hosted."""
     hosts: tuple[tuple[int, ...], ...] = field(repr=False)
     """Per expert, the instances that host it, ascending."""
+    native: Any = field(default=None, repr=False)
+    """Compiled form, made at the first schedule."""
 
     @property
     def num_instances(self) -> int:

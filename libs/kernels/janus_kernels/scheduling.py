@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from janus_kernels.layout import Int32, ReplicaLayout
+from janus_kernels.native import NATIVE
 
 MAX_TOPK = 32
 
@@ -57,12 +58,36 @@ def schedule(
 
     Raises ValueError for a wrong shape, id or policy, NoLiveHostError for experts nobody hosts.
     """
-    decide = _POLICIES.get(policy)
-    if decide is None:
+    if policy not in _POLICIES:
         raise ValueError(f"policy {policy!r}; allowed: {', '.join(POLICIES)}")
     ids = np.ascontiguousarray(np.asarray(topk_ids), dtype=np.int32)
     if ids.ndim != 2 or not 1 <= ids.shape[1] <= MAX_TOPK:
         raise ValueError(f"topk_ids has shape {ids.shape}; expected [T, k] with k in 1..{MAX_TOPK}")
+    if NATIVE is not None and policy in ("optimal", "aebs"):
+        return _native_schedule(ids, layout, policy, layout_version)
+    return reference_schedule(ids, layout, policy, layout_version=layout_version, seed=seed)
+
+
+def _native_schedule(ids: Int32, layout: ReplicaLayout, policy: str, layout_version: int) -> Schedule:
+    scheduler = layout.native
+    if scheduler is None:
+        assert NATIVE is not None
+        scheduler = NATIVE.Scheduler(layout.slot_of, layout.slots)
+        object.__setattr__(layout, "native", scheduler)
+    replica_ids = np.empty_like(ids)
+    load = np.empty(layout.num_instances, np.int32)
+    a_max, digest = scheduler.run(ids, policy == "optimal", layout_version, replica_ids, load)
+    if a_max < 0:
+        # Something is wrong with the input: the reference finds out what and raises.
+        return reference_schedule(ids, layout, policy, layout_version=layout_version)
+    return Schedule(replica_ids, load, a_max, digest)
+
+
+def reference_schedule(
+    ids: Int32, layout: ReplicaLayout, policy: str, *, layout_version: int = 0, seed: int = 0
+) -> Schedule:
+    """The slow, obvious :func:`schedule` that the compiled one is held to."""
+    decide = _POLICIES[policy]
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < layout.num_experts:
         raise ValueError(f"topk_ids has values {ids.min()}..{ids.max()}; allowed: 0..{layout.num_experts - 1}")
     active = [int(expert) for expert in np.unique(ids)]
@@ -86,12 +111,22 @@ def schedule(
     return Schedule(replica_ids, load, int(load.max()), digest)
 
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: Any) -> Any:
+    """SplitMix64's finaliser, elementwise on u64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 def _digest(ids: Int32, layout_version: int, replica_ids: Int32) -> int:
-    state = hashlib.blake2b(digest_size=8)
-    state.update(int(layout_version).to_bytes(8, "little"))
-    state.update(ids.astype("<i4").tobytes())
-    state.update(replica_ids.astype("<i4").tobytes())
-    return int.from_bytes(state.digest(), "little")
+    with np.errstate(over="ignore"):
+        words = ids.ravel().astype(np.uint64) << np.uint64(32) | replica_ids.ravel().astype(np.uint64)
+        order = np.arange(1, words.size + 1, dtype=np.uint64) * _GOLDEN
+        total = _mix(np.uint64(layout_version) + _GOLDEN) + np.uint64(words.size)
+        return int(_mix(total + _mix(words + order).sum(dtype=np.uint64)))
 
 
 def _aebs(active: list[int], layout: ReplicaLayout) -> dict[int, int]:

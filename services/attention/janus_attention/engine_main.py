@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import torch
+from janus_kernels import set_num_threads
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
 from janus_models.decoder import AttentionModel
@@ -23,6 +24,7 @@ def build(options: dict[str, Any], link: ControlLink) -> AttentionEngine:
     """Map the checkpoint, open the transport, reserve the KV cache."""
     say = progress(link)
     torch.set_num_threads(options["threads"])
+    set_num_threads(options["threads"])
     torch.set_grad_enabled(False)
     say(f"checkpoint {options['model']}")
     config = load_config(options["model"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from janus_kernels import ReplicaLayout, Schedule, schedule
-from janus_kernels.ops import ExpertWeights, expert_ffn, route, router_logits
+from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn, route, router_logits
 from janus_models.experts import ExpertModel
 
 
@@ -38,7 +38,7 @@ class HostedLayout:
     rank: int
     policy: str
     layers: list[ReplicaLayout]
-    experts: list[dict[int, ExpertWeights]] = field(default_factory=list)
+    experts: list[ExpertSet] = field(default_factory=list)
     """Per MoE layer: expert id to weights, for the experts placed on this rank."""
 
 
@@ -53,7 +53,7 @@ class MoeCompute:
     def adopt(self, hosted: HostedLayout, loaded: Mapping[tuple[int, int], ExpertWeights]) -> None:
         """Serve ``hosted`` from now on; ``loaded`` holds (MoE layer, expert) weights."""
         hosted.experts = [
-            {expert: loaded[layer, expert] for expert in layout.placement[hosted.rank]}
+            ExpertSet({expert: loaded[layer, expert] for expert in layout.placement[hosted.rank]})
             for layer, layout in enumerate(hosted.layers)
         ]
         self._hosted = hosted

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from janus_kernels.ops.attention import apply_rotary, paged_attention
 from janus_kernels.ops.dense import linear, rms_norm, swiglu_ffn
-from janus_kernels.ops.experts import ExpertStats, ExpertWeights, combine, expert_ffn
+from janus_kernels.ops.experts import ExpertSet, ExpertStats, ExpertWeights, combine, expert_ffn
 from janus_kernels.ops.routing import RoutingSpec, route, router_logits
 from janus_kernels.ops.sampling import sample
 
 __all__ = [
+    "ExpertSet",
     "ExpertStats",
     "ExpertWeights",
     "RoutingSpec",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from janus_kernels.native import NATIVE
+from janus_kernels.ops.dense import DTYPE_CODES, fp32
+
 
 def apply_rotary(
     x_THh: torch.Tensor, cos_Ph: torch.Tensor, sin_Ph: torch.Tensor, positions_T: torch.Tensor
@@ -38,6 +41,40 @@ def paged_attention(
     Returns:
         fp32 [T, H, h].
     """
+    tensors = (keys, values, query_starts, context_lens, block_tables)
+    if NATIVE is None or keys.dtype not in DTYPE_CODES or not all(t.is_contiguous() for t in tensors):
+        return reference_attention(
+            query, keys, values, query_starts=query_starts, context_lens=context_lens, block_tables=block_tables,
+            scale=scale, window=window,
+        )  # fmt: skip
+    for name, table in (("query_starts", query_starts), ("context_lens", context_lens), ("block_tables", block_tables)):
+        if table.dtype != torch.int32:
+            raise ValueError(f"paged_attention: {name} is {table.dtype}; expected torch.int32")
+    query = fp32(query)
+    out = torch.empty_like(query)
+    sequences = context_lens.shape[0]
+    if sequences:
+        NATIVE.attention(
+            query.data_ptr(), keys.data_ptr(), values.data_ptr(), DTYPE_CODES[keys.dtype], query_starts.data_ptr(),
+            context_lens.data_ptr(), block_tables.data_ptr(), out.data_ptr(), sequences, query.shape[1],
+            keys.shape[2], query.shape[2], keys.shape[1], block_tables.shape[1], window or 0, scale,
+            int(context_lens.max()),
+        )  # fmt: skip
+    return out
+
+
+def reference_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    query_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """:func:`paged_attention` in plain torch."""
     out = torch.empty_like(query)
     size = keys.shape[1]
     groups = query.shape[1] // keys.shape[2]

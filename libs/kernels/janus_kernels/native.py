@@ -1,0 +1,41 @@
+"""The compiled kernels, or None where they were not built: then everything runs in plain torch and numpy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import ModuleType
+
+log = logging.getLogger("janus.kernels")
+
+
+def _load() -> ModuleType | None:
+    if os.environ.get("JANUS_KERNELS", "").lower() in ("torch", "off"):
+        return None
+    try:
+        from janus_kernels import _native
+    except ImportError as error:
+        log.warning(
+            "compiled kernels are not available (%s): using plain torch, many times slower. "
+            "Build them with `pip install libs/kernels` (needs a C++17 compiler).", error,
+        )  # fmt: skip
+        return None
+    chosen = os.environ.get("JANUS_KERNELS", "")
+    if chosen:
+        _native.use_instruction_set(chosen)
+    return _native
+
+
+NATIVE = _load()
+"""The extension module. ``JANUS_KERNELS=torch`` leaves it out; ``avx512``, ``avx2`` or ``portable`` choose."""
+
+
+def set_num_threads(threads: int) -> None:
+    """Threads of one process's kernels, the caller's included; 1..1024. Idle ones sleep."""
+    if NATIVE is not None:
+        NATIVE.set_num_threads(threads)
+
+
+def describe() -> str:
+    """What computes here, for start-up messages."""
+    return "torch" if NATIVE is None else f"{NATIVE.instruction_set()}, {NATIVE.num_threads()} threads"
