@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import redis.asyncio as aioredis
 from janus_runtime.coordination import LAYOUTS_KEPT, Coordination
 from janus_runtime.errors import FailedPrecondition, InvalidArgument, StaleLeader, Unavailable
@@ -39,8 +41,12 @@ def layout(version: int) -> LayoutRecord:
     return LayoutRecord(version=version, num_experts=2, slots=2, placement=(((0, 1),),))
 
 
-async def raw(settings: ServiceSettings) -> Any:
-    return aioredis.Redis.from_url(settings.redis_url, protocol=2)
+@pytest_asyncio.fixture
+async def raw(settings: ServiceSettings) -> AsyncIterator[Any]:
+    """A client beside Coordination's."""
+    client = aioredis.Redis.from_url(settings.redis_url, protocol=2)
+    yield client
+    await client.aclose()
 
 
 async def test_register_update_close(coordination: Coordination) -> None:
@@ -55,18 +61,16 @@ async def test_register_update_close(coordination: Coordination) -> None:
     assert await coordination.workers() == []
 
 
-async def test_members_are_unique_even_when_redis_forgets(
-    coordination: Coordination, settings: ServiceSettings
-) -> None:
+async def test_members_are_unique_even_when_redis_forgets(coordination: Coordination, raw: Any) -> None:
     before = [await coordination.allocate_member() for _ in range(3)]
-    await (await raw(settings)).flushall()
+    await raw.flushall()
     # The clock makes up for the lost counter: registrations are rarer than one a second on the long run.
     await asyncio.sleep(max(0.0, before[-1] - before[0] + 1.0))
     after = [await coordination.allocate_member() for _ in range(3)]
     assert len({*before, *after}) == 6 and max([*before, *after]) < 2**32
 
 
-async def test_lease_is_renewed_and_expires_without_its_keeper(settings: ServiceSettings) -> None:
+async def test_lease_is_renewed_and_expires_without_its_keeper(settings: ServiceSettings, raw: Any) -> None:
     short = dataclasses.replace(settings, lease_ttl_s=0.6)
     coordination = await Coordination.connect(short)
     keeper = await coordination.register(lease())
@@ -76,15 +80,13 @@ async def test_lease_is_renewed_and_expires_without_its_keeper(settings: Service
     keeper._task.cancel()  # as a process that was killed
     await asyncio.sleep(0.8)
     assert await coordination.workers() == []
-    assert await (await raw(settings)).smembers("{janus}:workers") == set()
+    assert await raw.smembers("{janus}:workers") == set()
     await coordination.close()
 
 
-async def test_load_is_coalesced_and_announced_to_nobody(
-    coordination: Coordination, settings: ServiceSettings
-) -> None:
+async def test_load_is_coalesced_and_announced_to_nobody(coordination: Coordination, raw: Any) -> None:
     keeper = await coordination.register(lease())
-    client = await raw(settings)
+    client = raw
     pubsub = client.pubsub(ignore_subscribe_messages=True)
     await pubsub.subscribe("{janus}:events")
     await pubsub.get_message(timeout=1)
@@ -118,10 +120,10 @@ async def test_same_worker_id_takes_over(coordination: Coordination, settings: S
 
 
 async def test_garbage_is_skipped_and_logged_once(
-    coordination: Coordination, settings: ServiceSettings, caplog: pytest.LogCaptureFixture
+    coordination: Coordination, raw: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     keeper = await coordination.register(lease())
-    client = await raw(settings)
+    client = raw
     for name, text in {
         "a": b"\xff\xfe", "b": b"[]", "c": b"{}", "d": b'{"worker_id": 3}',
         "e": keeper.lease.to_json().replace('"member":', '"member":-').encode(),
@@ -193,10 +195,10 @@ async def test_watch_gives_the_current_one_then_later_ones_promptly(coordination
     await watch.aclose()
 
 
-async def test_statistics(coordination: Coordination, settings: ServiceSettings) -> None:
+async def test_statistics(coordination: Coordination, settings: ServiceSettings, raw: Any) -> None:
     for n in range(5):
         await coordination.report_stats("moe-0", {"steps": n, "moe_seconds": n / 3})
-    await (await raw(settings)).xadd("{janus}:stats:moe-0", {"steps": "many"})
+    await raw.xadd("{janus}:stats:moe-0", {"steps": "many"})
     samples = await coordination.read_stats("moe-0")
     assert [s.values["steps"] for s in samples] == [0, 1, 2, 3, 4]
     assert samples[1].values["moe_seconds"] == 1 / 3
@@ -229,8 +231,8 @@ async def test_password_never_shows() -> None:
     assert "hush" not in str(caught.value) and "127.0.0.1:1" in str(caught.value)
 
 
-async def test_wrong_password_fails_at_once(redis: RedisServer, settings: ServiceSettings) -> None:
-    await (await raw(settings)).config_set("requirepass", "right")
+async def test_wrong_password_fails_at_once(redis: RedisServer, settings: ServiceSettings, raw: Any) -> None:
+    await raw.config_set("requirepass", "right")
     start = time.monotonic()
     with pytest.raises(FailedPrecondition, match="credentials"):
         await Coordination.connect(settings)
