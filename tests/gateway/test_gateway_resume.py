@@ -252,3 +252,15 @@ async def test_serving_goes_on_without_redis(bare: Mesh) -> None:
     for _ in range(3):
         assert (await complete(bare)).status_code == 200
         await asyncio.sleep(0.5)
+
+
+async def test_a_stop_string_frees_the_worker(bare: Mesh) -> None:
+    worker = await bare.add_worker(delay_s=0.02)
+    await bare.start_gateway()
+    await ready(bare)
+    ids = [*bare.tokenizer.encode("one STOP", add_special=False)] + [40] * 200
+    worker.rule = lambda prompt, index, params: ids[index]
+    answer = await complete(bare, max_tokens=200, stop="STOP")
+    assert answer.json()["choices"][0]["text"] == "one "
+    await until(lambda: worker.active == 0, 1.0)
+    assert worker.cancelled == 1
