@@ -11,7 +11,10 @@ from janus_attention.sequence import Finish, Sampling, Sequence
 
 def make(number: int, prompt: int, max_tokens: int) -> Sequence:
     return Sequence(
-        id=number, prompt=prompt, tokens=list(range(prompt)), sampling=Sampling(temperature=0, max_tokens=max_tokens)
+        id=number,
+        prompt=prompt,
+        tokens=list(range(prompt)),
+        sampling=Sampling(temperature=0, max_tokens=max_tokens),
     )
 
 

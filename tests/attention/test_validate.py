@@ -14,7 +14,9 @@ LIMITS = Limits(vocab_size=100, context=32, eos_ids=(2, 3))
 
 def request(prompt: list[int], resumed: list[int] | None = None, **sampling: Any) -> Any:
     return attention_pb2.AttentionServiceGenerateRequest(
-        prompt_token_ids=prompt, resumed_token_ids=resumed or [], sampling=common_pb2.SamplingParams(**sampling)
+        prompt_token_ids=prompt,
+        resumed_token_ids=resumed or [],
+        sampling=common_pb2.SamplingParams(**sampling),
     )
 
 
@@ -50,5 +52,7 @@ def test_defaults_and_clamps() -> None:
     body = submission(request([1, 4], temperature=0, max_tokens=1000), LIMITS)
     assert body["sampling"]["max_tokens"] == 30
     assert body["sampling"]["stop_token_ids"] == [2, 3]
-    assert submission(request([1], temperature=0, ignore_eos=True), LIMITS)["sampling"]["stop_token_ids"] == []
+    assert (
+        submission(request([1], temperature=0, ignore_eos=True), LIMITS)["sampling"]["stop_token_ids"] == []
+    )
     assert submission(request([1], seed=7), LIMITS)["sampling"]["temperature"] == 1.0

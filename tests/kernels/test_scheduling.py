@@ -120,18 +120,19 @@ def test_deterministic_and_digest_tells_differences() -> None:
     assert schedule(ids[::-1], layout, layout_version=1).digest != first.digest
     # A fixed value: the digest must not change from platform to platform or release to release unnoticed.
     tiny = ReplicaLayout.from_placement([[0, 1], [1, 2]], 3)
-    assert schedule(np.array([[0, 1], [1, 2]]), tiny, layout_version=7).digest == reference_schedule(
-        np.array([[0, 1], [1, 2]], np.int32), tiny, "optimal", layout_version=7
-    ).digest
+    assert (
+        schedule(np.array([[0, 1], [1, 2]]), tiny, layout_version=7).digest
+        == reference_schedule(np.array([[0, 1], [1, 2]], np.int32), tiny, "optimal", layout_version=7).digest
+    )
 
 
 def test_bad_input_names_what_is_wrong() -> None:
     layout = ReplicaLayout.from_placement([[0, 1], [1]], 4)
     with pytest.raises(NoLiveHostError, match=r"\[2, 3\]"):
         schedule(np.array([[0, 3], [2, 1]]), layout)
-    with pytest.raises(ValueError, match="allowed: 0..3"):
+    with pytest.raises(ValueError, match=r"allowed: 0\.\.3"):
         schedule(np.array([[4]]), layout)
-    with pytest.raises(ValueError, match="allowed: 0..3"):
+    with pytest.raises(ValueError, match=r"allowed: 0\.\.3"):
         schedule(np.array([[-1]]), layout)
     with pytest.raises(ValueError, match="shape"):
         schedule(np.array([1, 2]), layout)

@@ -29,7 +29,9 @@ def peer_main(connection: Connection, what: str) -> None:
     connection.send(os.getpid())
     step = 0
     while True:  # the test kills us
-        exchange.wait(lambda: exchange.peek(1) is not None, deadline=time.monotonic() + 60, waiting_for=lambda: [1])
+        exchange.wait(
+            lambda: exchange.peek(1) is not None, deadline=time.monotonic() + 60, waiting_for=lambda: [1]
+        )
         frame = exchange.peek(1)
         assert frame is not None
         size = frame.header.payload_bytes

@@ -22,7 +22,9 @@ def address(exchange: Exchange) -> bytes:
 def send(source: Exchange, member: int, to: list[int], step: int, data: bytes = b"") -> None:
     buffer = source.allocate()
     buffer.payload[: len(data)] = np.frombuffer(data, np.uint8)
-    source.send(to, Header(kind=Kind.HIDDEN, epoch=1, step=step, source=member, payload_bytes=len(data)), buffer)
+    source.send(
+        to, Header(kind=Kind.HIDDEN, epoch=1, step=step, source=member, payload_bytes=len(data)), buffer
+    )
 
 
 def test_every_to_every_in_order() -> None:

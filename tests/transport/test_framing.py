@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,15 +41,19 @@ def test_a_flipped_byte_never_crashes(header: Header, place: int, change: int) -
     buffer = np.zeros(HEADER_BYTES + 500, np.uint8)
     header.encode_into(buffer)
     buffer[place] ^= change
-    try:
+    with contextlib.suppress(FrameError):
         decode(buffer)
-    except FrameError:
-        pass
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
-    [((0, 1), "magic"), ((4, 2), "version 2"), ((5, 99), "kind 99"), ((36, 9), "dtype 9"), ((40, 255), "payload")],
+    [
+        ((0, 1), "magic"),
+        ((4, 2), "version 2"),
+        ((5, 99), "kind 99"),
+        ((36, 9), "dtype 9"),
+        ((40, 255), "payload"),
+    ],
 )
 def test_errors_name_the_field(change: tuple[int, int], match: str) -> None:
     buffer = np.zeros(HEADER_BYTES, np.uint8)

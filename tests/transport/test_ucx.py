@@ -42,7 +42,9 @@ class Pair:
 
     def wait(self, seconds: float = 20) -> None:
         self.exchange.wait(
-            lambda: self.exchange.peek(2) is not None, deadline=time.monotonic() + seconds, waiting_for=lambda: [2]
+            lambda: self.exchange.peek(2) is not None,
+            deadline=time.monotonic() + seconds,
+            waiting_for=lambda: [2],
         )
 
     def kill(self) -> None:
@@ -112,7 +114,9 @@ def test_a_killed_peer_is_noticed(pair: Callable[[str], Pair]) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("what", "rejected"), [("garbage", 4), ("oversized", 1)])
-def test_bad_messages_are_counted_and_harm_nobody(pair: Callable[[str], Pair], what: str, rejected: int) -> None:
+def test_bad_messages_are_counted_and_harm_nobody(
+    pair: Callable[[str], Pair], what: str, rejected: int
+) -> None:
     peer = pair(what)
     payload = np.arange(50, dtype=np.uint8)
     np.testing.assert_array_equal(peer.ask(0, payload), payload + np.uint8(1))

@@ -15,4 +15,13 @@ from janus_kernels.layout import LayoutError, ReplicaLayout
 from janus_kernels.native import describe, set_num_threads
 from janus_kernels.scheduling import POLICIES, NoLiveHostError, Schedule, schedule
 
-__all__ = ["POLICIES", "LayoutError", "NoLiveHostError", "ReplicaLayout", "Schedule", "describe", "schedule", "set_num_threads"]
+__all__ = [
+    "POLICIES",
+    "LayoutError",
+    "NoLiveHostError",
+    "ReplicaLayout",
+    "Schedule",
+    "describe",
+    "schedule",
+    "set_num_threads",
+]

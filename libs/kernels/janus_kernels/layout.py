@@ -65,7 +65,9 @@ class ReplicaLayout:
         for instance, row in enumerate(rows):
             for slot, expert in enumerate(row):
                 if not 0 <= expert < num_experts:
-                    raise LayoutError(f"instance {instance} hosts expert {expert}; allowed: 0..{num_experts - 1}")
+                    raise LayoutError(
+                        f"instance {instance} hosts expert {expert}; allowed: 0..{num_experts - 1}"
+                    )
                 if slot_of[expert, instance] >= 0:
                     raise LayoutError(f"instance {instance} hosts expert {expert} twice")
                 slot_of[expert, instance] = slot

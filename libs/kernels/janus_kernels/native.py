@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from types import ModuleType
@@ -13,7 +14,7 @@ def _load() -> ModuleType | None:
     if os.environ.get("JANUS_KERNELS", "").lower() in ("torch", "off"):
         return None
     try:
-        from janus_kernels import _native
+        native = importlib.import_module("janus_kernels._native")
     except ImportError as error:
         log.warning(
             "compiled kernels are not available (%s): using plain torch, many times slower. "
@@ -22,8 +23,8 @@ def _load() -> ModuleType | None:
         return None
     chosen = os.environ.get("JANUS_KERNELS", "")
     if chosen:
-        _native.use_instruction_set(chosen)
-    return _native
+        native.use_instruction_set(chosen)
+    return native
 
 
 NATIVE = _load()

@@ -25,7 +25,9 @@ class NoLiveHostError(ValueError):
     """Activated experts that no instance of the layout hosts; ``experts`` names them."""
 
     def __init__(self, experts: list[int]) -> None:
-        super().__init__(f"no instance hosts the activated experts {experts}; the layout must place each at least once")
+        super().__init__(
+            f"no instance hosts the activated experts {experts}; the layout must place each at least once"
+        )
         self.experts = experts
 
 
@@ -89,14 +91,20 @@ def reference_schedule(
     """The slow, obvious :func:`schedule` that the compiled one is held to."""
     decide = _POLICIES[policy]
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < layout.num_experts:
-        raise ValueError(f"topk_ids has values {ids.min()}..{ids.max()}; allowed: 0..{layout.num_experts - 1}")
+        raise ValueError(
+            f"topk_ids has values {ids.min()}..{ids.max()}; allowed: 0..{layout.num_experts - 1}"
+        )
     active = [int(expert) for expert in np.unique(ids)]
     orphans = [expert for expert in active if not layout.hosts[expert]]
     if orphans:
         raise NoLiveHostError(orphans)
     if policy in ("token-balanced", "random"):
         instances = _PER_PAIR[policy](ids, active, layout, seed)
-        pairs = np.unique(np.stack([instances.ravel(), ids.ravel()]), axis=1) if ids.size else np.empty((2, 0), int)
+        pairs = (
+            np.unique(np.stack([instances.ravel(), ids.ravel()]), axis=1)
+            if ids.size
+            else np.empty((2, 0), int)
+        )
         load = np.bincount(pairs[0].astype(np.int64), minlength=layout.num_instances)
     else:
         host_of = np.zeros(layout.num_experts, np.int32)
@@ -104,11 +112,12 @@ def reference_schedule(
         for expert, instance in chosen.items():
             host_of[expert] = instance
         instances = host_of[ids]
-        load = np.bincount(np.fromiter(chosen.values(), np.int64, len(chosen)), minlength=layout.num_instances)
+        load = np.bincount(
+            np.fromiter(chosen.values(), np.int64, len(chosen)), minlength=layout.num_instances
+        )
     replica_ids = (instances * layout.slots + layout.slot_of[ids, instances]).astype(np.int32)
     digest = _digest(ids, layout_version, replica_ids)
-    load = load.astype(np.int32)
-    return Schedule(replica_ids, load, int(load.max()), digest)
+    return Schedule(replica_ids, load.astype(np.int32), int(load.max()), digest)
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -98,7 +98,9 @@ class InProcessMesh:
         self._wanted = (attention, experts)
         self._transport = transport
         self._attention_options = attention_options or AttentionOptions(kv_tokens=4096)
-        self._moe_options = moe_options or MoeOptions(max_batch_tokens=self._attention_options.max_batch_tokens)
+        self._moe_options = moe_options or MoeOptions(
+            max_batch_tokens=self._attention_options.max_batch_tokens
+        )
         self._timeout_s = timeout_s
         self._members = itertools.count(1)
         self._requests = itertools.count(1)
@@ -178,7 +180,9 @@ class InProcessMesh:
                 theirs.close()
 
         thread = threading.Thread(target=run, name=f"{role}-{member}", daemon=True)
-        worker = Worker(worker_id=f"{role}-{member}", member=member, thread=thread, sock=ours, failure=failure)
+        worker = Worker(
+            worker_id=f"{role}-{member}", member=member, thread=thread, sock=ours, failure=failure
+        )
         thread.start()
         return worker
 

@@ -151,7 +151,9 @@ class Exchange:
             self.rejected += 1
             if not link.complained:
                 link.complained = True
-                _LOG.warning("dropped a frame of member %d: %s (said once; see rejected_messages)", peer, error)
+                _LOG.warning(
+                    "dropped a frame of member %d: %s (said once; see rejected_messages)", peer, error
+                )
             link.ring.popleft()
             self._post(peer, link, buffer)
             return None

@@ -81,8 +81,8 @@ class Header:
         """Write to the first 128 bytes. Raises FrameError for a value outside its field's range."""
         try:
             _LAYOUT.pack_into(
-                buffer, 0, MAGIC, VERSION, self.kind, self.flags, self.epoch, self.step, self.layer, self.lane,
-                self.source, self.tokens, self.dtype, self.topk, self.payload_bytes, self.digest,
+                buffer.data, 0, MAGIC, VERSION, self.kind, self.flags, self.epoch, self.step, self.layer,
+                self.lane, self.source, self.tokens, self.dtype, self.topk, self.payload_bytes, self.digest,
                 min(self.elapsed_us, 0xFFFFFFFF), self.trace_id, self.span_id,
             )  # fmt: skip
         except struct.error as error:
@@ -96,7 +96,7 @@ def decode(buffer: Bytes) -> Header:
     (
         magic, version, kind, flags, epoch, step, layer, lane, source, tokens, dtype, topk, payload_bytes, digest,
         elapsed_us, trace_id, span_id,
-    ) = _LAYOUT.unpack_from(buffer)  # fmt: skip
+    ) = _LAYOUT.unpack_from(buffer.data)  # fmt: skip
     if magic != MAGIC:
         raise FrameError(f"magic is {magic!r}, not {MAGIC!r}")
     if version != VERSION:

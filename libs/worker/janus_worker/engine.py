@@ -23,7 +23,7 @@ _FOREVER_S = 3600.0
 _SPANS_HELD = 4096
 
 
-class Stop(Exception):  # noqa: N818 - the ordinary way out
+class Stop(Exception):
     """The control process asked the engine to end."""
 
 
@@ -110,7 +110,9 @@ class CohortEngine(abc.ABC):
             self._leave(f"this worker is not in epoch {cohort.epoch}")
             return
         self.cohort, self.step, self.asleep = cohort, 0, True
-        self._link.send({"t": "epoch", "epoch": cohort.epoch, "rank": rank, "layout_version": cohort.layout_version})
+        self._link.send(
+            {"t": "epoch", "epoch": cohort.epoch, "rank": rank, "layout_version": cohort.layout_version}
+        )
         self.report(force=True)
 
     def _fault(self, member: int, reason: str) -> None:
@@ -132,7 +134,9 @@ class CohortEngine(abc.ABC):
 
     # Waiting ----------------------------------------------------------------------------------
 
-    def wait(self, ready: Callable[[], bool], *, waiting_for: Callable[[], Iterable[int]], quiet: bool = False) -> bool:
+    def wait(
+        self, ready: Callable[[], bool], *, waiting_for: Callable[[], Iterable[int]], quiet: bool = False
+    ) -> bool:
         """Wait for ``ready()``; True when it is, False after control messages were handled.
 
         Each ``stall_s`` it says whom it waits for, unless ``quiet`` (nothing is due).

@@ -31,7 +31,7 @@ class Flag(enum.IntFlag):
     """The layer is repeated: the MoE workers' digests differed."""
 
 
-class NewerEpoch(Exception):  # noqa: N818 - not an error: the step is abandoned and repeated
+class NewerEpoch(Exception):
     """A peer already runs a later cohort epoch."""
 
 
@@ -43,7 +43,7 @@ class ProtocolError(Exception):
         self.member = member
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the step is abandoned and repeated
+class Interrupted(Exception):
     """A message of the control process ends the step: a new cohort, or stop."""
 
 

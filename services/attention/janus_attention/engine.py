@@ -59,7 +59,11 @@ class AttentionEngine(CohortEngine):
         config = model.config
         row = max(8 * config.hidden, 4 * config.hidden + 8 * config.moe.top_k)
         super().__init__(
-            transport, link, member=member, max_payload=options.max_batch_tokens * row, stall_s=options.stall_s
+            transport,
+            link,
+            member=member,
+            max_payload=options.max_batch_tokens * row,
+            stall_s=options.stall_s,
         )
         blocks = -(-options.kv_tokens // options.block_size)
         pool = BlockPool(blocks, options.block_size)

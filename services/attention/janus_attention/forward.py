@@ -39,7 +39,12 @@ class Forward:
     """The model of one attention worker, stepping with the cohort through ``engine``."""
 
     def __init__(
-        self, model: AttentionModel, routers: ExpertModel, kv: KvCache, engine: CohortEngine, counters: StepCounters
+        self,
+        model: AttentionModel,
+        routers: ExpertModel,
+        kv: KvCache,
+        engine: CohortEngine,
+        counters: StepCounters,
     ) -> None:
         self._model = model
         self._routers = routers
@@ -88,7 +93,9 @@ class Forward:
             _, frames = self._round(index, layer, x_TD, cohort, Flag.GATED | Flag.RETRY, trace)
             digests = {frame.header.digest for frame in frames}
         if len(digests) > 1:
-            raise ProtocolError(frames[0].header.source, f"scheduled layer {index} unlike its peers: {digests}")
+            raise ProtocolError(
+                frames[0].header.source, f"scheduled layer {index} unlike its peers: {digests}"
+            )
         partials = [_rows(frame, x_TD.shape[0], self._hidden) for frame in frames]
         routed_TD = torch.empty_like(x_TD)
         combine(partials, routed_TD)
@@ -103,7 +110,13 @@ class Forward:
             self._engine.exchange.pop(peer.member)
 
     def _round(
-        self, index: int, layer: int, x_TD: torch.Tensor, cohort: EngineCohort, flags: Flag, trace: Trace | None
+        self,
+        index: int,
+        layer: int,
+        x_TD: torch.Tensor,
+        cohort: EngineCohort,
+        flags: Flag,
+        trace: Trace | None,
     ) -> tuple[torch.Tensor | None, list[Frame]]:
         """Send one layer's hidden states, compute the local part meanwhile, and await all partial sums."""
         exchange = self._engine.exchange

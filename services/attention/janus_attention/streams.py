@@ -64,7 +64,9 @@ class Streams:
         while True:
             item, logits = await queue.get()
             if "error" in item:
-                raise Internal(item["error"], reason="BAD_LOGITS", next_step="Check the checkpoint's weights.")
+                raise Internal(
+                    item["error"], reason="BAD_LOGITS", next_step="Check the checkpoint's weights."
+                )
             yield response(item, logits)
             if "finish" in item:
                 return

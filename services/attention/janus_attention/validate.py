@@ -56,12 +56,16 @@ def submission(request: attention_pb2.AttentionServiceGenerateRequest, limits: L
         "t": "submit",
         "prompt": prompt,
         "resumed": resumed,
-        "sampling": _sampling(request.sampling, limits, room=limits.context - len(prompt), resumed=len(resumed)),
+        "sampling": _sampling(
+            request.sampling, limits, room=limits.context - len(prompt), resumed=len(resumed)
+        ),
         "logits": request.return_logits,
     }
 
 
-def _sampling(params: common_pb2.SamplingParams, limits: Limits, *, room: int, resumed: int) -> dict[str, Any]:
+def _sampling(
+    params: common_pb2.SamplingParams, limits: Limits, *, room: int, resumed: int
+) -> dict[str, Any]:
     temperature = params.temperature if params.HasField("temperature") else 1.0
     top_p = params.top_p if params.HasField("top_p") else 1.0
     max_tokens = params.max_tokens if params.HasField("max_tokens") else room
@@ -79,7 +83,8 @@ def _sampling(params: common_pb2.SamplingParams, limits: Limits, *, room: int, r
         )  # fmt: skip
     if temperature > 0 and not params.HasField("seed"):
         raise InvalidArgument(
-            "is required unless temperature is 0, so that the stream can go on elsewhere", field="sampling.seed"
+            "is required unless temperature is 0, so that the stream can go on elsewhere",
+            field="sampling.seed",
         )
     stop_ids = _ids("sampling.stop_token_ids", params.stop_token_ids, limits.vocab_size)
     _between("sampling.stop_token_ids", len(stop_ids), 0, _MAX_STOP_IDS, f"at most {_MAX_STOP_IDS} ids")

@@ -70,7 +70,12 @@ class MoeCompute:
         return route(logits, self._model.routing_spec(layer), self._model.bias(layer))
 
     def run(
-        self, layer: int, x_TD: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor, out_TD: torch.Tensor
+        self,
+        layer: int,
+        x_TD: torch.Tensor,
+        ids_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        out_TD: torch.Tensor,
     ) -> Schedule:
         """Partial sum of the routed experts that the schedule gives this rank.
 

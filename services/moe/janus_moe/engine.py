@@ -40,7 +40,13 @@ class MoeEngine(CohortEngine):
     """The loop of one MoE worker."""
 
     def __init__(
-        self, model: ExpertModel, transport: Transport, link: ControlLink, *, member: int, options: EngineOptions
+        self,
+        model: ExpertModel,
+        transport: Transport,
+        link: ControlLink,
+        *,
+        member: int,
+        options: EngineOptions,
     ) -> None:
         self._hidden = model.config.hidden
         self._topk = model.config.moe.top_k
@@ -48,7 +54,11 @@ class MoeEngine(CohortEngine):
         # A request carries hidden states fp32 and, with AGate, ids and weights; a reply is fp64.
         row = max(8 * self._hidden, 4 * self._hidden + 8 * self._topk)
         super().__init__(
-            transport, link, member=member, max_payload=options.max_batch_tokens * row, stall_s=options.stall_s
+            transport,
+            link,
+            member=member,
+            max_payload=options.max_batch_tokens * row,
+            stall_s=options.stall_s,
         )
         self._model = model
         self._loaded: dict[tuple[int, int], ExpertWeights] = {}
@@ -95,7 +105,9 @@ class MoeEngine(CohortEngine):
         ]
         wanted = {(i, expert) for i, layer in enumerate(layers) for expert in layer.placement[rank]}
         self._load(sorted(wanted - self._loaded.keys()))
-        hosted = HostedLayout(version=cohort.layout_version, rank=rank, policy=cohort.scheduling, layers=layers)
+        hosted = HostedLayout(
+            version=cohort.layout_version, rank=rank, policy=cohort.scheduling, layers=layers
+        )
         self._compute.adopt(hosted, self._loaded)
         for key in self._loaded.keys() - wanted:
             del self._loaded[key]
@@ -163,7 +175,9 @@ class MoeEngine(CohortEngine):
     def _first_frames(self, everyone: list[int]) -> list[Frame]:
         """A step's first frame of each attention worker; the coordinator wakes those who sleep."""
         if self.asleep:
-            while not self.wait(lambda: any(self.inbox.peek(m) for m in everyone), waiting_for=tuple, quiet=True):
+            while not self.wait(
+                lambda: any(self.inbox.peek(m) for m in everyone), waiting_for=tuple, quiet=True
+            ):
                 pass
             late = [m for m in everyone if self.inbox.peek(m) is None]
             self._notify(Kind.WAKE, late, 0)
@@ -210,7 +224,9 @@ class MoeEngine(CohortEngine):
                     },
                 )  # fmt: skip
 
-    def _reply(self, member: int, request: Header, rows_TD: torch.Tensor, digest: int, elapsed_us: int) -> None:
+    def _reply(
+        self, member: int, request: Header, rows_TD: torch.Tensor, digest: int, elapsed_us: int
+    ) -> None:
         buffer = self._replies[member]
         self.exchange.reclaim(buffer)
         size = rows_TD.numel() * 8
@@ -229,7 +245,12 @@ class MoeEngine(CohortEngine):
             return
         self.exchange.reclaim(self._note)
         header = Header(
-            kind=kind, epoch=self.inbox.epoch, step=self.step, source=self.member, tokens=total, payload_bytes=0
+            kind=kind,
+            epoch=self.inbox.epoch,
+            step=self.step,
+            source=self.member,
+            tokens=total,
+            payload_bytes=0,
         )
         self.exchange.send(members, header, self._note)
 

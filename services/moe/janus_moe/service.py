@@ -72,7 +72,10 @@ class ExpertServicer(moe_pb2_grpc.ExpertServiceServicer):
         for row in layers:
             if row.layer >= hello["moe_layers"]:
                 raise InvalidArgument(
-                    "no such MoE layer", field="layers.layer", value=row.layer, allowed=f"0..{hello['moe_layers'] - 1}"
+                    "no such MoE layer",
+                    field="layers.layer",
+                    value=row.layer,
+                    allowed=f"0..{hello['moe_layers'] - 1}",
                 )
             for expert in row.experts:
                 if expert >= hello["num_experts"]:

@@ -47,7 +47,11 @@ def paged_attention(
             query, keys, values, query_starts=query_starts, context_lens=context_lens, block_tables=block_tables,
             scale=scale, window=window,
         )  # fmt: skip
-    for name, table in (("query_starts", query_starts), ("context_lens", context_lens), ("block_tables", block_tables)):
+    for name, table in (
+        ("query_starts", query_starts),
+        ("context_lens", context_lens),
+        ("block_tables", block_tables),
+    ):
         if table.dtype != torch.int32:
             raise ValueError(f"paged_attention: {name} is {table.dtype}; expected torch.int32")
     query = fp32(query)

@@ -51,7 +51,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty_like(x)
     width = x.shape[-1]
     NATIVE.rms_norm(
-        x.data_ptr(), x.numel() // width, width, weight.data_ptr(), DTYPE_CODES[weight.dtype], eps, out.data_ptr()
+        x.data_ptr(),
+        x.numel() // width,
+        width,
+        weight.data_ptr(),
+        DTYPE_CODES[weight.dtype],
+        eps,
+        out.data_ptr(),
     )
     return out
 

@@ -63,8 +63,14 @@ def _native_table(experts: Mapping[int, ExpertWeights]) -> Any:
     code = DTYPE_CODES.get(parts[0].dtype)
     inner, hidden = parts[0].shape
     for expert, e in experts.items():
-        if e.gate.shape != (inner, hidden) or e.up.shape != (inner, hidden) or e.down.shape != (hidden, inner):
-            raise ValueError(f"expert {expert} has other shapes than its peers: {e.gate.shape}, {e.down.shape}")
+        if (
+            e.gate.shape != (inner, hidden)
+            or e.up.shape != (inner, hidden)
+            or e.down.shape != (hidden, inner)
+        ):
+            raise ValueError(
+                f"expert {expert} has other shapes than its peers: {e.gate.shape}, {e.down.shape}"
+            )
     if code is None:
         return None
     table = NATIVE.ExpertTable(max(experts) + 1, hidden, inner, code)
@@ -93,7 +99,13 @@ def expert_ffn(
 
     Raises KeyError for an expert that is mine but not in ``experts``.
     """
-    table = experts.table() if isinstance(experts, ExpertSet) else _native_table(experts) if NATIVE and experts else None
+    table = (
+        experts.table()
+        if isinstance(experts, ExpertSet)
+        else _native_table(experts)
+        if NATIVE and experts
+        else None
+    )
     if table is None:
         return reference_expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, out_TD)
     tokens, topk = ids_TK.shape
@@ -109,7 +121,13 @@ def expert_ffn(
                 f"expert_ffn: {name} is {tensor.dtype} {tuple(tensor.shape)}; expected contiguous {dtype} {shape}"
             )
     calls, pairs = table.run(
-        x_TD.data_ptr(), ids_TK.data_ptr(), mine_TK.data_ptr(), weights_TK.data_ptr(), tokens, topk, out_TD.data_ptr()
+        x_TD.data_ptr(),
+        ids_TK.data_ptr(),
+        mine_TK.data_ptr(),
+        weights_TK.data_ptr(),
+        tokens,
+        topk,
+        out_TD.data_ptr(),
     )
     return ExpertStats(calls, pairs)
 
