@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-import grpc
-from janus_runtime.errors import JanusError, from_rpc_error
+from janus_client.errors import JanusError as ClientError
+from janus_runtime.errors import JanusError
 
 
 class JanusGroup(click.Group):
-    """A group whose commands may raise JanusError or grpc.RpcError."""
+    """A group whose commands may raise JanusError."""
 
     def invoke(self, ctx: click.Context) -> Any:
         with fail_cleanly():
@@ -30,10 +30,8 @@ class Failure(click.ClickException):
 
 @contextlib.contextmanager
 def fail_cleanly() -> Iterator[None]:
-    """JanusError and grpc.RpcError become a Failure."""
+    """JanusError, the services' and the SDK's, becomes a Failure."""
     try:
         yield
-    except JanusError as error:
+    except (JanusError, ClientError) as error:
         raise Failure(str(error)) from error
-    except grpc.RpcError as error:
-        raise Failure(str(from_rpc_error(error))) from error

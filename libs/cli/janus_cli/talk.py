@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import click
-import grpc
-from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+from janus_client import JanusClient
+from janus_client.client import Options
 
 from janus_cli.options import run_dir_option
 from janus_cli.rundir import RunDir
 
 F = TypeVar("F", bound=Callable[..., Any])
-_MAX_MESSAGE = 64 * 1024 * 1024
 
 
 def talk_options(command: F) -> F:
@@ -41,37 +39,13 @@ def talk_options(command: F) -> F:
     return command
 
 
-def sampling(options: dict[str, Any]) -> common_pb2.SamplingParams:
-    """SamplingParams of the values that were given."""
+def sampling(options: dict[str, Any]) -> Options:
+    """What the client's ``generate`` and ``chat`` take, of the values that were given."""
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
-    given = {name: options[name] for name in names if options[name] is not None}
-    return common_pb2.SamplingParams(**given, stop=list(options["stop"]))
+    given: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
+    return cast(Options, {**given, "stop": list(options["stop"])})
 
 
-def gateway_address(address: str | None, run_dir: RunDir) -> str:
-    """The address given, or the one of the mesh that runs. Raises NotFound when none does."""
-    return address or str(run_dir.read_mesh()["grpc"])
-
-
-@contextlib.contextmanager
-def generation(address: str) -> Iterator[generation_pb2_grpc.GenerationServiceStub]:
-    """The gateway's stub, closed at the end."""
-    options = [("grpc.max_receive_message_length", _MAX_MESSAGE)]
-    with grpc.insecure_channel(address, options=options) as channel:
-        yield generation_pb2_grpc.GenerationServiceStub(channel)
-
-
-def stream(
-    stub: generation_pb2_grpc.GenerationServiceStub,
-    request: generation_pb2.GenerateRequest,
-    *,
-    deadline_s: float,
-    api_key: str | None = None,
-) -> Iterator[generation_pb2.GenerateResponse]:
-    """Responses as they come. Leaving the loop early cancels the request. Raises grpc.RpcError."""
-    metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
-    call = stub.Generate(request, timeout=deadline_s, metadata=metadata)
-    try:
-        yield from call
-    finally:
-        call.cancel()
+def client(address: str | None, run_dir: RunDir, *, api_key: str | None, deadline_s: float) -> JanusClient:
+    """To the address given, or to the mesh that runs. Raises NotFound when none does."""
+    return JanusClient(address or str(run_dir.read_mesh()["grpc"]), api_key=api_key, timeout_s=deadline_s)

@@ -7,10 +7,11 @@ import sys
 from typing import Any
 
 import click
-from janus_wire.v1 import generation_pb2
+from janus_client import JanusClient, Message
+from janus_client.client import Options
 
 from janus_cli.rundir import RunDir
-from janus_cli.talk import gateway_address, generation, sampling, stream, talk_options
+from janus_cli.talk import client, sampling, talk_options
 
 _HELP = "/reset forgets the conversation, /trace shows how to see the last answer's spans, /exit ends (Ctrl-D too)."
 
@@ -23,13 +24,12 @@ def command(
     **options: Any,
 ) -> None:  # fmt: skip
     """Talk with the model; answers are streamed, Ctrl-C ends an answer."""
-    beginning = [generation_pb2.ChatMessage(role="system", content=system)] if system else []
+    beginning = [Message(role="system", content=system)] if system else []
     messages = list(beginning)
-    params = sampling(options)
     # The default handler, whatever the shell set: Ctrl-C must end an answer, not this command.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with generation(gateway_address(address, run_dir)) as stub:
-        model = stub.GetModelInfo(generation_pb2.GetModelInfoRequest(), timeout=10.0)
+    with client(address, run_dir, api_key=api_key, deadline_s=deadline) as mesh:
+        model = mesh.model_info(timeout_s=10.0)
         click.secho(f"{model.model} ({model.family}, context {model.context_length}). {_HELP}", dim=True)
         trace_id = ""
         while (line := _ask()) is not None:
@@ -42,21 +42,25 @@ def command(
             elif line.startswith("/"):
                 click.secho(_HELP, dim=True)
             elif line:
-                messages.append(generation_pb2.ChatMessage(role="user", content=line))
-                request = generation_pb2.GenerateRequest(
-                    chat=generation_pb2.ChatInput(messages=messages), sampling=params
-                )
-                answer = ""
-                try:
-                    for response in stream(stub, request, deadline_s=deadline, api_key=api_key):
-                        trace_id = response.trace_id or trace_id
-                        answer += response.text
-                        sys.stdout.write(response.text)
-                        sys.stdout.flush()
-                except KeyboardInterrupt:
-                    click.secho(" (stopped)", dim=True, nl=False)
-                click.echo()
-                messages.append(generation_pb2.ChatMessage(role="assistant", content=answer))
+                messages.append(Message(role="user", content=line))
+                answer, trace_id = _answer(mesh, messages, sampling(options))
+                messages.append(Message(role="assistant", content=answer))
+
+
+def _answer(mesh: JanusClient, messages: list[Message], options: Options) -> tuple[str, str]:
+    """The text, printed as it comes, and the trace id."""
+    text = trace_id = ""
+    with mesh.chat(messages, **options) as stream:
+        try:
+            for chunk in stream:
+                trace_id = chunk.trace_id or trace_id
+                text += chunk.text
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            click.secho(" (stopped)", dim=True, nl=False)
+    click.echo()
+    return text, trace_id
 
 
 def _ask() -> str | None:

@@ -7,11 +7,10 @@ import sys
 from typing import Any
 
 import click
-from janus_wire.v1 import common_pb2, generation_pb2
 
 from janus_cli.options import json_option
 from janus_cli.rundir import RunDir
-from janus_cli.talk import gateway_address, generation, sampling, stream, talk_options
+from janus_cli.talk import client, sampling, talk_options
 
 
 @click.command()
@@ -25,36 +24,28 @@ def command(
 ) -> None:  # fmt: skip
     """Continue PROMPT (`-` reads standard input), streamed to standard output."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    request = generation_pb2.GenerateRequest(sampling=sampling(options))
-    if chat:
-        request.chat.messages.add(role="user", content=text)
-    else:
-        request.prompt = text
-    pieces: list[str] = []
-    ids: list[int] = []
-    with generation(gateway_address(address, run_dir)) as stub:
-        first = last = generation_pb2.GenerateResponse()
-        for response in stream(stub, request, deadline_s=deadline, api_key=api_key):
-            first = response if not first.trace_id else first
-            last = response
-            pieces.append(response.text)
-            ids.extend(response.token_ids)
-            if not as_json:
-                sys.stdout.write(response.text)
+    with client(address, run_dir, api_key=api_key, deadline_s=deadline) as mesh:
+        given = sampling(options)
+        answer = mesh.chat(text, **given) if chat else mesh.generate(text, **given)
+        if not as_json:
+            for chunk in answer:
+                sys.stdout.write(chunk.text)
                 sys.stdout.flush()
-    if as_json:
-        reason = common_pb2.FinishReason.Name(last.finish_reason).removeprefix("FINISH_REASON_").lower()
-        usage = {
-            "prompt_tokens": last.usage.prompt_tokens,
-            "completion_tokens": last.usage.completion_tokens,
-        }
-        click.echo(
-            json.dumps(
-                {
-                    "text": "".join(pieces), "token_ids": ids, "finish_reason": reason, "usage": usage,
-                    "request_id": last.request_id, "trace_id": first.trace_id,
-                }
-            )
-        )  # fmt: skip
-    else:
-        click.echo()
+            click.echo()
+            return
+        whole = answer.result()
+    click.echo(
+        json.dumps(
+            {
+                "text": whole.text,
+                "token_ids": list(whole.token_ids),
+                "finish_reason": whole.finish_reason,
+                "usage": {
+                    "prompt_tokens": whole.usage.prompt_tokens,
+                    "completion_tokens": whole.usage.completion_tokens,
+                },
+                "request_id": whole.request_id,
+                "trace_id": whole.trace_id,
+            }
+        )
+    )
