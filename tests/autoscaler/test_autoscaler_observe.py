@@ -47,8 +47,8 @@ def test_observation() -> None:
     ]  # fmt: skip
     samples = {
         "attention-0": [
-            sample(100, requests=0, prompt_tokens=0, generated_tokens=0, steps=10, step_seconds=1, attention_seconds=0.4,
-                   exchange_seconds=0.5),
+            sample(100, requests=0, prompt_tokens=0, generated_tokens=0, steps=10, step_seconds=1,
+                   attention_seconds=0.4, exchange_seconds=0.5),
             sample(110, requests=5, prompt_tokens=50, generated_tokens=100, steps=60, step_seconds=2.0,
                    attention_seconds=0.7, exchange_seconds=1.1),
         ],

@@ -97,7 +97,7 @@ async def _guard(method: str, metadata: dict[str, Any], context: Any) -> AsyncIt
         except (asyncio.CancelledError, grpc.aio.AbortError) as error:
             span.set_status(Status(StatusCode.ERROR, type(error).__name__))
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is becomes the call's status
             janus = _to_janus(error, method)
             span.set_attribute("rpc.grpc.status_code", janus.code.value[0])
             span.set_attribute("error.type", janus.reason)
@@ -110,7 +110,7 @@ def _to_janus(error: Exception, method: str) -> JanusError:
         return error
     if isinstance(error, grpc.RpcError):
         return from_rpc_error(error)
-    log.exception("%s: unexpected error", method)
+    log.exception("%s: unexpected error", method)  # noqa: LOG004 - called while it is handled
     return Internal(
         f"unexpected {type(error).__name__} in {method}",
         next_step="See this service's log for the traceback.",

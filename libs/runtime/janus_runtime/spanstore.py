@@ -111,5 +111,5 @@ def read_trace(folder: str | Path, trace_id: str | int) -> list[dict[str, Any]]:
 
 def list_traces(folder: str | Path, limit: int = 20) -> list[dict[str, Any]]:
     """Root spans (those without a parent), the latest first."""
-    roots = [s for s in _lines(Path(folder), b'"parent_span_id":""')]
+    roots = list(_lines(Path(folder), b'"parent_span_id":""'))
     return sorted(roots, key=lambda s: -int(s["start_ns"]))[:limit]
