@@ -54,5 +54,5 @@ def _garbage(transport) -> None:  # type: ignore[no-untyped-def]
     _header(0).encode_into(later)
     later[4] = 9
     for message in (np.full(300, 0xAB, np.uint8), foreign, np.zeros(0, np.uint8), later):
-        request = transport.send(1, message)
+        request = transport.send(1, transport.prepare(message))
         transport.wait(request.done, deadline=time.monotonic() + 10)

@@ -91,12 +91,16 @@ class Transport(abc.ABC):
         """Whether the endpoint to ``peer`` is usable as far as is known."""
 
     @abc.abstractmethod
-    def send(self, peer: int, buffer: Bytes) -> Request:
-        """Start sending. The buffer must not change until done. Raises PeerLost."""
+    def prepare(self, buffer: Bytes) -> Any:
+        """A handle of a buffer for :meth:`send` and :meth:`recv`, which may be used again and again."""
 
     @abc.abstractmethod
-    def recv(self, peer: int, buffer: Bytes) -> Request:
-        """Post a receive for the next message of ``peer``. Raises PeerLost."""
+    def send(self, peer: int, handle: Any) -> Request:
+        """Start sending a prepared buffer, which must not change until done. Raises PeerLost."""
+
+    @abc.abstractmethod
+    def recv(self, peer: int, handle: Any) -> Request:
+        """Post a receive into a prepared buffer for the next message of ``peer``. Raises PeerLost."""
 
     @abc.abstractmethod
     def wait(

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from janus_transport.framing import HEADER_BYTES, FrameError, Header, decode
 _LOG = logging.getLogger("janus.transport")
 _RECLAIM_S = 30.0
 _ALIVE_EVERY_S = 0.002
+_HANDLES = 64
 
 
 @dataclass(slots=True)
@@ -35,12 +37,14 @@ class Frame:
 class SendBuffer:
     """A frame to fill: header and payload in one piece of memory."""
 
-    __slots__ = ("payload", "raw", "requests")
+    __slots__ = ("handles", "payload", "raw", "requests")
 
     def __init__(self, max_payload: int) -> None:
         self.raw: Bytes = np.empty(HEADER_BYTES + max_payload, np.uint8)
         self.payload: Bytes = self.raw[HEADER_BYTES:]
         self.requests: list[Request] = []
+        self.handles: dict[int, Any] = {}
+        """Prepared views on the first so many bytes; steps repeat a few sizes."""
 
     def busy(self) -> bool:
         """Whether a send of it is under way."""
@@ -53,7 +57,7 @@ class _Link:
     __slots__ = ("complained", "frame", "lost", "ring")
 
     def __init__(self) -> None:
-        self.ring: deque[tuple[Request, Bytes]] = deque()
+        self.ring: deque[tuple[Request, Bytes, Any]] = deque()
         self.frame: Frame | None = None
         self.lost = False
         self.complained = False
@@ -89,7 +93,8 @@ class Exchange:
             self._addresses[member] = address
             link = self._links[member] = _Link()
             for _ in range(self._depth):
-                self._post(member, link, np.empty(HEADER_BYTES + self._max_payload, np.uint8))
+                buffer = np.empty(HEADER_BYTES + self._max_payload, np.uint8)
+                self._post(member, link, buffer, self._transport.prepare(buffer))
 
     def allocate(self) -> SendBuffer:
         """A buffer for frames of up to ``max_payload`` bytes."""
@@ -107,7 +112,11 @@ class Exchange:
             raise FrameError(f"payload of {header.payload_bytes} bytes; at most {buffer.payload.nbytes} fit")
         header.encode_into(buffer.raw)
         size = HEADER_BYTES + header.payload_bytes
-        message = buffer.raw[:size]
+        message = buffer.handles.get(size)
+        if message is None:
+            if len(buffer.handles) >= _HANDLES:
+                buffer.handles.clear()
+            message = buffer.handles[size] = self._transport.prepare(buffer.raw[:size])
         for peer in peers:
             buffer.requests.append(self._transport.send(peer, message))
             self.messages_sent += 1
@@ -132,12 +141,12 @@ class Exchange:
         if link.frame is None:
             raise TransportError(f"no frame of member {peer} to consume")
         link.frame = None
-        _, buffer = link.ring.popleft()
-        self._post(peer, link, buffer)
+        _, buffer, handle = link.ring.popleft()
+        self._post(peer, link, buffer, handle)
 
     def _take(self, peer: int, link: _Link) -> Frame | None:
         """Frame in the oldest, completed receive; None after dropping it."""
-        request, buffer = link.ring[0]
+        request, buffer, handle = link.ring[0]
         try:
             request.check()
             header = decode(buffer)
@@ -155,15 +164,15 @@ class Exchange:
                     "dropped a frame of member %d: %s (said once; see rejected_messages)", peer, error
                 )
             link.ring.popleft()
-            self._post(peer, link, buffer)
+            self._post(peer, link, buffer, handle)
             return None
         self.messages_received += 1
         self.bytes_received += HEADER_BYTES + header.payload_bytes
         return Frame(header, buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
 
-    def _post(self, peer: int, link: _Link, buffer: Bytes) -> None:
+    def _post(self, peer: int, link: _Link, buffer: Bytes, handle: Any) -> None:
         try:
-            link.ring.append((self._transport.recv(peer, buffer), buffer))
+            link.ring.append((self._transport.recv(peer, handle), buffer, handle))
         except PeerLost:
             link.lost = True
 
@@ -185,8 +194,10 @@ class Exchange:
         Raises WaitTimeout, naming the members that ``waiting_for()`` gives, at ``deadline`` (time.monotonic()),
         and PeerLost when one of those is gone and has left no frame that would have made us ready.
         """
+        if ready():
+            return True
         gone: list[int] = []
-        checked = 0.0
+        checked = time.monotonic()
 
         def done() -> bool:
             nonlocal checked

@@ -101,16 +101,19 @@ class InprocTransport(Transport):
         address = self._peers.get(peer)
         return address is not None and address in _HUB.by_address
 
-    def send(self, peer: int, buffer: Bytes) -> Request:
+    def prepare(self, buffer: Bytes) -> Bytes:
+        return buffer
+
+    def send(self, peer: int, handle: Bytes) -> Request:
         with _HUB.lock:
             target = _HUB.by_address.get(self._peers.get(peer, b""))
             if target is None:
                 raise PeerLost(peer)
-            target._deliver(self.member, buffer.tobytes())
+            target._deliver(self.member, handle.tobytes())
         return _SENT
 
-    def recv(self, peer: int, buffer: Bytes) -> Request:
-        request = _Received(peer, buffer)
+    def recv(self, peer: int, handle: Bytes) -> Request:
+        request = _Received(peer, handle)
         with _HUB.lock:
             if self._unexpected[peer]:
                 request.finish(self._unexpected[peer].popleft())

@@ -60,12 +60,12 @@ def _load() -> tuple[Any, Any]:
 
 
 class _UcxRequest(Request):
-    __slots__ = ("_peer", "_ucx", "buffer")
+    __slots__ = ("_ucx", "buffer", "peer")
 
     def __init__(self, ucx: Any, buffer: Any, peer: int) -> None:
         self._ucx = ucx
         self.buffer = buffer  # UCX writes to it until the request has completed
-        self._peer = peer
+        self.peer = peer
 
     def done(self) -> bool:
         completed: bool = self._ucx.completed
@@ -78,7 +78,7 @@ class _UcxRequest(Request):
             # UCXX's errors share no public base class.
             if type(error).__name__ in ("UCXXMessageTruncatedError", "UCXMessageTruncatedError"):
                 raise Truncated(str(error)) from error
-            raise PeerLost(self._peer, f"{type(error).__name__}: {error}") from error
+            raise PeerLost(self.peer, f"{type(error).__name__}: {error}") from error
 
 
 class UcxTransport(Transport):
@@ -95,6 +95,7 @@ class UcxTransport(Transport):
         self._worker.init_blocking_progress_mode()
         self._address = bytes(self._worker.address.tobytes())
         self._endpoints: dict[int, Any] = {}
+        self._tags: dict[int, Any] = {}
         self._send_tag = self._ucx.UCXXTag(_TAG_KIND | member)
         # Requests of closed endpoints, held until UCX lets go of their buffers.
         self._retired: list[_UcxRequest] = []
@@ -115,6 +116,7 @@ class UcxTransport(Transport):
         except Exception as error:  # UCXX's errors share no public base class
             raise PeerLost(peer, f"cannot connect: {type(error).__name__}: {error}") from error
         self._endpoints[peer] = endpoint
+        self._tags[peer] = self._ucx.UCXXTag(_TAG_KIND | peer)
         self._open[peer] = []
 
     def disconnect(self, peer: int) -> None:
@@ -133,33 +135,40 @@ class UcxTransport(Transport):
         endpoint = self._endpoints.get(peer)
         return endpoint is not None and bool(endpoint.alive)
 
-    def send(self, peer: int, buffer: Bytes) -> Request:
-        return self._start(peer, buffer, send=True)
-
-    def recv(self, peer: int, buffer: Bytes) -> Request:
-        return self._start(peer, buffer, send=False)
-
-    def _start(self, peer: int, buffer: Bytes, *, send: bool) -> Request:
+    def prepare(self, buffer: Bytes) -> Any:
         if not buffer.flags.c_contiguous:
             raise ValueError("a transport buffer must be contiguous")
+        return self._array(buffer)
+
+    def send(self, peer: int, handle: Any) -> Request:
+        endpoint = self._usable(peer)
+        try:
+            ucx = endpoint.tag_send(handle, self._send_tag)
+        except Exception as error:  # UCXX's errors share no public base class
+            raise PeerLost(peer, f"{type(error).__name__}: {error}") from error
+        return self._track(_UcxRequest(ucx, handle, peer))
+
+    def recv(self, peer: int, handle: Any) -> Request:
+        endpoint = self._usable(peer)
+        try:
+            ucx = endpoint.tag_recv(handle, self._tags[peer])
+        except Exception as error:  # UCXX's errors share no public base class
+            raise PeerLost(peer, f"{type(error).__name__}: {error}") from error
+        return self._track(_UcxRequest(ucx, handle, peer))
+
+    def _usable(self, peer: int) -> Any:
         endpoint = self._endpoints.get(peer)
         if endpoint is None:
             raise PeerLost(peer, "not connected")
         if not endpoint.alive:
             raise PeerLost(peer, "its endpoint has failed")
-        array = self._array(buffer)
-        try:
-            if send:
-                ucx = endpoint.tag_send(array, self._send_tag)
-            else:
-                ucx = endpoint.tag_recv(array, self._ucx.UCXXTag(_TAG_KIND | peer))
-        except Exception as error:  # UCXX's errors share no public base class
-            raise PeerLost(peer, f"{type(error).__name__}: {error}") from error
-        request = _UcxRequest(ucx, array, peer)
-        under_way = self._open[peer]
+        return endpoint
+
+    def _track(self, request: _UcxRequest) -> _UcxRequest:
+        under_way = self._open[request.peer]
         under_way.append(request)
         if len(under_way) > 64:
-            self._open[peer] = [r for r in under_way if not r.done()]
+            self._open[request.peer] = [r for r in under_way if not r.done()]
         return request
 
     def wait(
@@ -167,6 +176,9 @@ class UcxTransport(Transport):
     ) -> bool:
         worker = self._worker
         progress = worker.progress
+        progress()
+        if ready():
+            return True
         spin_until = time.monotonic() + spin_us * 1e-6
         poller: select.poll | None = None
         while True:
