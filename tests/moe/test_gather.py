@@ -1,0 +1,74 @@
+"""What a MoE worker accepts: frames are checked before any byte of them is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from janus_moe.gather import check, gather
+from janus_transport import Frame, Header, Kind
+from janus_worker.lockstep import Flag, ProtocolError
+
+HIDDEN, TOPK, EXPERTS, LAYERS = 8, 2, 4, 3
+
+
+def frame(tokens: int, *, gated: bool = False, ids: list[int] | None = None, **changes: Any) -> Frame:
+    x = np.arange(tokens * HIDDEN, dtype=np.float32)
+    payload = x.tobytes()
+    if gated:
+        payload += np.array(ids or [0, 1] * tokens, np.int32).tobytes()
+        payload += np.full(tokens * TOPK, 0.5, np.float32).tobytes()
+    fields: dict[str, Any] = {
+        "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": tokens, "topk": TOPK,
+        "flags": int(Flag.GATED) if gated else 0, "payload_bytes": len(payload), **changes,
+    }  # fmt: skip
+    return Frame(Header(**fields), np.frombuffer(payload, np.uint8).copy())
+
+
+def accept(item: Frame) -> None:
+    check(item, step=5, layer=1, layers=LAYERS, hidden=HIDDEN, topk=TOPK)
+
+
+def test_good_frames_become_one_batch() -> None:
+    for gated in (False, True):
+        frames = [frame(3, gated=gated), frame(1, gated=gated), frame(2, gated=gated)]
+        for item in frames:
+            accept(item)
+        batch = gather(frames, hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+        assert batch.spans == ((0, 3), (3, 4), (4, 6))
+        assert torch.equal(batch.x_TD[4:], torch.arange(16.0).view(2, HIDDEN))
+        assert (batch.ids_TK is not None) == gated
+        if batch.ids_TK is not None and batch.weights_TK is not None:
+            assert batch.ids_TK.tolist() == [[0, 1]] * 6
+            assert batch.weights_TK.tolist() == [[0.5, 0.5]] * 6
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (frame(2, kind=Kind.PARTIAL), "takes HIDDEN alone"),
+        (frame(2, layer=LAYERS), r"MoE layers 0\.\.2"),
+        (frame(2, step=4), "step 4 layer 1; expected step 5"),
+        (frame(2, layer=2), "layer 2; expected step 5 layer 1"),
+        (frame(2, payload_bytes=63), "63 bytes for 2 tokens; expected 64"),
+        (frame(2, tokens=3), "expected 96"),
+        (frame(2, gated=True, topk=3), "3 experts per token; the model routes to 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(bad: Frame, match: str) -> None:
+    with pytest.raises(ProtocolError, match=match) as caught:
+        accept(bad)
+    assert caught.value.member == 9
+
+
+@pytest.mark.parametrize("ids", [[0, 4], [-1, 0]])
+def test_expert_ids_out_of_range(ids: list[int]) -> None:
+    with pytest.raises(ProtocolError, match=r"outside 0\.\.3"):
+        gather([frame(1, gated=True, ids=ids)], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+
+
+def test_gated_and_plain_do_not_mix() -> None:
+    with pytest.raises(ProtocolError, match="gates where its peers do not"):
+        gather([frame(1), frame(1, gated=True)], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
