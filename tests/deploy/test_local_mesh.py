@@ -18,7 +18,7 @@ from janus_client import JanusClient
 from janus_models.reference import generate
 from janus_models.tokenizer import Tokenizer
 from janus_runtime.spanstore import read_trace
-from janus_testing.local_mesh import LocalMesh, MeshError
+from janus_testing import LocalMesh, MeshError
 from openai import BadRequestError, OpenAI
 
 pytestmark = pytest.mark.timeout(300)

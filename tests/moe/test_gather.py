@@ -14,14 +14,14 @@ from janus_worker.lockstep import Flag, ProtocolError
 HIDDEN, TOPK, EXPERTS, LAYERS = 8, 2, 4, 3
 
 
-def frame(tokens: int, *, gated: bool = False, ids: list[int] | None = None, **changes: Any) -> Frame:
-    x = np.arange(tokens * HIDDEN, dtype=np.float32)
+def frame(count: int, *, gated: bool = False, ids: list[int] | None = None, **changes: Any) -> Frame:
+    x = np.arange(count * HIDDEN, dtype=np.float32)
     payload = x.tobytes()
     if gated:
-        payload += np.array(ids or [0, 1] * tokens, np.int32).tobytes()
-        payload += np.full(tokens * TOPK, 0.5, np.float32).tobytes()
+        payload += np.array(ids or [0, 1] * count, np.int32).tobytes()
+        payload += np.full(count * TOPK, 0.5, np.float32).tobytes()
     fields: dict[str, Any] = {
-        "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": tokens, "topk": TOPK,
+        "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": count, "topk": TOPK,
         "flags": int(Flag.GATED) if gated else 0, "payload_bytes": len(payload), **changes,
     }  # fmt: skip
     return Frame(Header(**fields), np.frombuffer(payload, np.uint8).copy())
