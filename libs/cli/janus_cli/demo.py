@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ class Answer:
     completion_tokens: int
     first_token_s: float
     total_s: float
+    trace_id: str
 
 
 @click.command()
@@ -97,8 +98,7 @@ async def _question(supervisor: Supervisor, question: str, max_tokens: int, run_
         f"{spec.attention} attention and {spec.experts} MoE workers serve http://{mesh['http']}/v1\n"
     )
     console.print(f"[bold]> {question}[/bold]")
-    trace_id = secrets.token_hex(16)
-    answer = await ask(mesh["http"], question, max_tokens, trace_id, console)
+    answer = await ask(mesh["http"], question, max_tokens, console)
     if not answer.text.strip():
         raise FailedPrecondition(
             "the model answered nothing", next_step=f"Look at {supervisor.run_dir.logs}."
@@ -111,30 +111,30 @@ async def _question(supervisor: Supervisor, question: str, max_tokens: int, run_
     view = await look_at(supervisor.redis_url, spec.namespace)
     stats = await gather_stats([*view.of(Role.ATTENTION), *view.of(Role.MOE)])
     console.print(work_table(view, stats))
-    console.print(f"\ntrace {trace_id}   (its spans: janus trace {trace_id} --run-dir {run_dir})")
+    command = f"{Path(sys.executable).parent / 'janus'} trace {answer.trace_id} --run-dir {run_dir}"
+    console.print(f"\ntrace {answer.trace_id}; see its spans with:\n  {command}")
 
 
-async def ask(http: str, question: str, max_tokens: int, trace_id: str, console: Console) -> Answer:
+async def ask(http: str, question: str, max_tokens: int, console: Console) -> Answer:
     """Ask over the OpenAI-compatible API with the official client, printing the answer as it comes."""
     from openai import APIError, AsyncOpenAI
 
     began, first, text, usage = time.monotonic(), 0.0, "", None
-    traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
     try:
         async with AsyncOpenAI(
             base_url=f"http://{http}/v1", api_key="none", max_retries=0, timeout=_ANSWER_DEADLINE_S
         ) as client:
             model = (await client.models.list()).data[0].id
-            stream = await client.chat.completions.create(
+            response = await client.chat.completions.with_raw_response.create(
                 model=model,
                 messages=[{"role": "user", "content": question}],
                 max_tokens=max_tokens,
                 temperature=0,
                 stream=True,
                 stream_options={"include_usage": True},
-                extra_headers={"traceparent": traceparent},
             )
-            async for chunk in stream:
+            trace_id = response.headers.get("x-trace-id", "")
+            async for chunk in response.parse():
                 usage = chunk.usage or usage
                 piece = chunk.choices[0].delta.content if chunk.choices else None
                 if piece:
@@ -149,6 +149,7 @@ async def ask(http: str, question: str, max_tokens: int, trace_id: str, console:
         completion_tokens=usage.completion_tokens if usage else 0,
         first_token_s=(first or time.monotonic()) - began,
         total_s=time.monotonic() - began,
+        trace_id=trace_id,
     )
 
 

@@ -37,7 +37,12 @@ def _trace_id(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A span store.  [default: traces/ of the run directory]",
 )
-@click.option("--all", "everything", is_flag=True, help="A line per span: fold nothing.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="A line per span: fold nothing; without ID: not only the gateway's.",
+)
 @json_option
 @run_dir_option
 def command(
@@ -46,7 +51,9 @@ def command(
     """Show the spans of trace ID (x-trace-id of an answer) as a waterfall; without ID, the latest requests."""
     store = folder or run_dir.traces
     if trace_id is None:
-        _list(list_traces(store), as_json)
+        roots = list_traces(store, limit=10_000)
+        # Calls from worker to worker and from `janus top` are traces too, seldom the ones looked for.
+        _list([r for r in roots if everything or r["service"] == "janus-gateway"][:20], as_json)
         return
     spans = read_trace(store, trace_id)
     if not spans:
