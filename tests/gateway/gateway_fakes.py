@@ -70,6 +70,8 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
     """Tokens after which a call fails with ``failure``."""
     failure: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     hang: bool = False
+    bare_finish: bool = False
+    """The finish reason comes in a response of its own, after the last token's."""
     requests: list[attention_pb2.AttentionServiceGenerateRequest] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     cancelled: int = 0
@@ -109,7 +111,15 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
                 await asyncio.sleep(self.delay_s)
                 token = self.rule(request.prompt_token_ids, index, params)
                 made += 1
-                yield self._response(token, index, params, first=made == 1)
+                response = self._response(token, index, params, first=made == 1)
+                finish = response.finish_reason
+                if self.bare_finish:
+                    response.finish_reason = common_pb2.FINISH_REASON_UNSPECIFIED
+                yield response
+                if finish and self.bare_finish:
+                    if self.fail_after == made:
+                        await context.abort(self.failure, "told to fail")
+                    yield attention_pb2.AttentionServiceGenerateResponse(finish_reason=finish)
                 if self._stops(token, index, params):
                     return
         except asyncio.CancelledError:

@@ -228,11 +228,13 @@ async def test_one_request_is_one_trace(bare: Mesh, tmp_path: Any) -> None:
         (other, "janus.v1.GenerationService/Generate", sent[1]),
     ):
         spans = read_trace(tmp_path, trace_id)
-        assert [span["name"] for span in spans] == [root, "tokenize", "stream"]
+        assert [span["name"] for span in spans] == [root, "tokenize", "stream", "queue"]
         by_name = {span["name"]: span for span in spans}
         assert (
             by_name["tokenize"]["parent_span_id"]
             == by_name["stream"]["parent_span_id"]
             == by_name[root]["span_id"]
         )
+        assert by_name["queue"]["parent_span_id"] == by_name["stream"]["span_id"]
+        assert by_name["queue"]["attributes"]["janus.worker"] == "attention-0"
         assert parent.split("-")[1:3] == [trace_id, by_name["stream"]["span_id"]]

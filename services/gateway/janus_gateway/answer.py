@@ -54,18 +54,12 @@ class Answer:
         self.ids.append(token_id)
         ending = finish == common_pb2.FINISH_REASON_STOP
         text = "" if ending else self._detokenizer.push([token_id])
-        start = self._produced
         self._take(token_id, logprobs, text, hidden=ending)
         exempt = len(self.ids) <= self._min_tokens
         out, stop = (text, None) if exempt else self._scanner.push(text)
         if stop is None and finish:
-            rest = self._detokenizer.flush()
-            self._produced += len(rest)
-            more, stop = self._scanner.push(rest)
-            out += more if stop is not None else more + self._scanner.flush()
-            if rest and not ending:  # the flushed text is the last token's
-                token, _ = self._waiting.pop()
-                self._waiting.append((token, start + len(text) + len(rest)))
+            more, stop = self._rest(owned=not ending)
+            out += more
         self._given += len(out)
         if stop is not None:
             return self._last(out, common_pb2.FINISH_REASON_STOP, stop)
@@ -75,6 +69,24 @@ class Answer:
         while self._waiting and self._waiting[0][1] <= self._given:
             tokens.append(self._waiting.popleft()[0])
         return Piece(text=out, tokens=tuple(tokens))
+
+    def end(self, finish: int) -> Piece:
+        """It ended after the tokens it has: what was kept back comes out."""
+        out, stop = self._rest(owned=True)
+        self._given += len(out)
+        return self._last(out, common_pb2.FINISH_REASON_STOP if stop is not None else finish, stop or "")
+
+    def _rest(self, *, owned: bool) -> tuple[str, str | None]:
+        """All text still kept back, and the stop string in it; ``owned``: it is the last token's."""
+        rest = self._detokenizer.flush()
+        self._produced += len(rest)
+        out, stop = self._scanner.push(rest)
+        if stop is None:
+            out += self._scanner.flush()
+        if rest and owned and self._waiting:
+            token, end = self._waiting.pop()
+            self._waiting.append((token, end + len(rest)))
+        return out, stop
 
     def _take(
         self, token_id: int, logprobs: common_pb2.TokenLogprobs | None, text: str, hidden: bool

@@ -146,7 +146,7 @@ class Generator:
         lost: JanusError | None = None
         while True:
             try:
-                target = await self._pool.acquire(min(give_up, job.deadline), patient=lost is not None)
+                target = await self._acquire(min(give_up, job.deadline), span, patient=lost is not None)
             except Unavailable as error:
                 _raise_if_late(job)
                 if lost is None:
@@ -165,6 +165,9 @@ class Generator:
                 return
             except _Lost as loss:
                 target.failed()
+                if len(answer.ids) >= job.sampling.max_tokens:  # lost between the last token and its end
+                    yield answer.end(common_pb2.FINISH_REASON_LENGTH)
+                    return
                 _raise_if_late(job)
                 first_try = lost is None
                 if first_try or len(answer.ids) > before:
@@ -189,6 +192,18 @@ class Generator:
                     raise self._gave_up(lost, len(answer.ids)) from loss
             finally:
                 self._pool.release(target)
+
+    async def _acquire(self, deadline: float, parent: trace.Span, *, patient: bool) -> Target:
+        """A worker, and a span of the wait for one."""
+        with tracer().start_as_current_span(
+            "queue",
+            context=trace.set_span_in_context(parent),
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            target = await self._pool.acquire(deadline, patient=patient)
+            span.set_attribute("janus.worker", target.worker.worker_id)
+            return target
 
     async def _from(
         self, target: Target, job: Job, answer: Answer, clock: _Clock, span: trace.Span
@@ -257,7 +272,7 @@ def _take(response: attention_pb2.AttentionServiceGenerateResponse, answer: Answ
         if piece.finish_reason:
             return
     if finish in _STOPPED and not count:
-        yield Piece(finish_reason=finish)
+        yield answer.end(finish)
 
 
 def _judge(error: grpc.aio.AioRpcError, worker: str) -> Exception:

@@ -19,6 +19,17 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 CHAT, COMPLETION, GENERATE = "chat", "text_completion", "generate_content"
 """``gen_ai.operation.name``: chat completions, completions, gRPC's Generate."""
 
+_NOT_OURS = (
+    "",
+    "CANCELLED",
+    "INVALID_ARGUMENT",
+    "FAILED_PRECONDITION",
+    "UNAUTHENTICATED",
+    "NOT_FOUND",
+    "RESOURCE_EXHAUSTED",
+)
+"""Ends of a request that are no failure of the mesh; refusals are counted as such."""
+
 
 @dataclass(slots=True)
 class Totals:
@@ -105,7 +116,7 @@ class GatewayMetrics:
     def request_done(self, operation: str, seconds: float, error_type: str = "") -> None:
         """A request ended; ``error_type``: the google.rpc code's name, empty when it went well."""
         self.totals.requests += 1
-        self.totals.failed += bool(error_type) and error_type != "CANCELLED"
+        self.totals.failed += error_type not in _NOT_OURS
         self._duration.labels(*self._labels(operation), error_type).observe(seconds)
 
     def rejected(self, code: str) -> None:

@@ -25,7 +25,7 @@ _CODES: dict[grpc.StatusCode, tuple[int, str]] = {
     grpc.StatusCode.UNAVAILABLE: (503, "service_unavailable_error"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (504, "timeout_error"),
 }
-_REASONS = {"REQUEST_TOO_LARGE": 413, "METHOD_NOT_ALLOWED": 405}
+_REASONS = {"REQUEST_TOO_LARGE": 413, "METHOD_NOT_ALLOWED": 405, "REQUEST_TOO_SLOW": 408}
 
 
 def body(error: JanusError) -> dict[str, Any]:
@@ -53,6 +53,8 @@ def response(error: JanusError) -> JSONResponse:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if status(error) == 401:
         headers["www-authenticate"] = "Bearer"
+    if status(error) == 408:  # the rest of the body, should it ever come, is nobody's request
+        headers["connection"] = "close"
     return JSONResponse(body(error), status_code=status(error), headers=headers)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from janus_runtime.errors import InvalidArgument, NotFound
+from janus_runtime.errors import DeadlineExceeded, InvalidArgument, NotFound
 from janus_runtime.telemetry import tracer
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -28,6 +29,10 @@ from janus_gateway.openai.schemas import ChatRequest, CompletionRequest
 from janus_gateway.openai.shapes import ChatShape, CompletionShape, Shape, usage
 from janus_gateway.sampling import Names, check, check_ids, resolve
 
+log = logging.getLogger("janus.gateway")
+
+_LINGER_S = 5.0
+"""A stream's last bytes have this long after the request's deadline: its error is among them."""
 _COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for completions; chat's is what is left of the context."""
 
@@ -44,7 +49,7 @@ class Parts:
 
 async def chat_completions(request: Request, parts: Parts) -> Response:
     """``POST /v1/chat/completions``."""
-    body = ChatRequest.parse(await request.body())
+    body = ChatRequest.parse(await _body(request, parts.settings))
     _check_model(body.model, parts.model)
     with tracer().start_as_current_span("tokenize") as span:
         prompt = await parts.model.encode_chat([message.plain() for message in body.messages])
@@ -56,7 +61,7 @@ async def chat_completions(request: Request, parts: Parts) -> Response:
 
 async def completions(request: Request, parts: Parts) -> Response:
     """``POST /v1/completions``."""
-    body = CompletionRequest.parse(await request.body())
+    body = CompletionRequest.parse(await _body(request, parts.settings))
     _check_model(body.model, parts.model)
     prompts = []
     with tracer().start_as_current_span("tokenize") as span:
@@ -70,6 +75,19 @@ async def completions(request: Request, parts: Parts) -> Response:
         span.set_attribute("janus.prompt_tokens", sum(map(len, prompts)))
     jobs = _jobs(request, parts, body, prompts, Names(), COMPLETION, _COMPLETION_MAX_TOKENS)
     return await _respond(request, parts, body, jobs, CompletionShape(parts.model))
+
+
+async def _body(request: Request, settings: GatewaySettings) -> bytes:
+    """The body, however slowly it comes, within the time that the whole request has."""
+    try:
+        async with asyncio.timeout(settings.request_timeout_s):
+            return await request.body()
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"the request's body did not arrive within {settings.request_timeout_s:g} s",
+            reason="REQUEST_TOO_SLOW",
+            next_step="Send it at once.",
+        ) from error
 
 
 def _check_model(name: str, model: ServedModel) -> None:
@@ -144,21 +162,34 @@ async def _respond(
             return await _until_gone(request, _whole(pieces, jobs, shape, len(_prompts(body))))
         # A request that fails before its first token still gets its own status.
         first = await _until_gone(request, anext(pieces))
-        return _EventStream(_events(request, first, pieces, jobs, shape, body), stack.pop_all())
+        events = _events(request, first, pieces, jobs, shape, body)
+        return _EventStream(events, stack.pop_all(), jobs[0].deadline + _LINGER_S)
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; what the request holds is let go of however it ends, even before the first byte."""
+    """Server-sent events; what the request holds is let go of however it ends, even before the first byte.
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stack: contextlib.AsyncExitStack) -> None:
+    ``deadline``: monotonic; a client that does not read is left then, for it holds a place that others want.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], stack: contextlib.AsyncExitStack, deadline: float
+    ) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._stack = stack
+        self._deadline = deadline
         stack.push_async_callback(events.aclose)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["janus.error"] = "CANCELLED"  # unless the events come to their end, and say how
         async with self._stack:
-            await super().__call__(scope, receive, send)
+            try:
+                async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                scope["janus.error"] = "DEADLINE_EXCEEDED"
+                log.warning("%s: the client does not read its stream; closed", scope["janus.request_id"])
 
 
 def _prompts(body: ChatRequest | CompletionRequest) -> Sequence[Any]:
@@ -239,6 +270,7 @@ async def _events(
         if body.include_usage:
             spent = usage(jobs, counts, len(_prompts(body)))
             yield _event({**head, "choices": [], "usage": spent})
+        request.scope["janus.error"] = ""
         yield b"data: [DONE]\n\n"
     except Exception as error:  # noqa: BLE001 - the client must hear it; shown() logs bugs
         shown = errors.shown(error)
