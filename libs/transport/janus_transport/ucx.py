@@ -54,7 +54,7 @@ def _load() -> tuple[Any, Any]:
         from ucxx._lib.arr import Array
     except ImportError as error:
         raise TransportError(
-            f"UCXX cannot be imported ({error}); install janus-transport[ucx], or a UCXX build for this machine"
+            f"UCXX cannot be imported ({error}); install janus-mesh-transport[ucx], or a UCXX build for this machine"
         ) from error
     return libucxx, Array
 

@@ -53,7 +53,7 @@ async def serve(settings: AutoscalerSettings) -> None:
             Lease(
                 worker_id=settings.worker_id, member=0, role=Role.AUTOSCALER, pid=os.getpid(),
                 grpc_address=address, node=settings.node, state=WorkerState.READY, detail=NO_SOLVER,
-                version=package_version("janus-autoscaler"),
+                version=package_version("janus-mesh-autoscaler"),
             )
         )  # fmt: skip
         stack.push_async_callback(keeper.close)

@@ -82,7 +82,7 @@ async def serve(settings: GatewaySettings) -> None:
                 grpc_address=grpc_address,
                 http_address=http_address,
                 node=settings.node,
-                version=package_version("janus-gateway"),
+                version=package_version("janus-mesh-gateway"),
             )
         )
         stack.push_async_callback(_drain, generator, server, settings.drain_s)

@@ -66,7 +66,7 @@ async def serve(settings: SchedulerSettings) -> None:
         keeper = await coordination.register(
             Lease(
                 worker_id=settings.worker_id, member=0, role=Role.SCHEDULER, pid=os.getpid(),
-                grpc_address=address, node=settings.node, version=package_version("janus-scheduler"),
+                grpc_address=address, node=settings.node, version=package_version("janus-mesh-scheduler"),
             )
         )  # fmt: skip
         stack.push_async_callback(keeper.close)
