@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest_asyncio
 import redis.asyncio as aioredis
 from janus_runtime.coordination import LAYOUTS_KEPT, Coordination
 from janus_runtime.errors import FailedPrecondition, InvalidArgument, StaleLeader, Unavailable
+from janus_runtime.lease import Keys, LeaseKeeper
 from janus_runtime.records import (
     CohortMember,
     CohortRecord,
@@ -253,3 +255,23 @@ async def test_records_refuse_what_they_do_not_write() -> None:
     for bad in ('{"epoch":1}', '{"epoch":1,"attention":[3],"moe":[],"layout_version":1}'):
         with pytest.raises(RecordError, match="CohortRecord"):
             CohortRecord.from_json(bad)
+
+
+async def test_a_cancellation_that_a_library_swallows_ends_the_keeper_all_the_same() -> None:
+    """asyncio.wait_for before Python 3.12 loses a cancellation that coincides with the result."""
+    calls = 0
+
+    class Swallows:
+        async def script(self, *args: Any) -> int:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(30)
+            return 1
+
+    keeper = LeaseKeeper(Swallows(), Keys("janus"), dataclasses.replace(lease(), member=1), 0.1)
+    await keeper.start()
+    while calls < 2:
+        await asyncio.sleep(0.01)
+    await asyncio.wait_for(keeper.close(), 5)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from redis import exceptions as rx
 
-from janus_runtime._redis import RedisCalls, to_janus
+from janus_runtime._redis import RedisCalls, end_if_cancelled, to_janus
 
 log = logging.getLogger("janus.coordination")
 
@@ -84,6 +84,7 @@ class EventHub:
                         self._dispatch(message["data"].decode("utf-8", "replace"))
                     else:
                         await pubsub.ping()
+                    end_if_cancelled()
             except (rx.RedisError, OSError, TimeoutError) as error:
                 if not lost:
                     log.warning(
@@ -95,6 +96,7 @@ class EventHub:
             finally:
                 with contextlib.suppress(rx.RedisError, OSError, TimeoutError):
                     await pubsub.aclose()
+            end_if_cancelled()
             await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:

@@ -28,6 +28,17 @@ _REFUSED = (rx.AuthenticationError, rx.AuthorizationError, rx.NoPermissionError)
 _PASSING = (rx.BusyLoadingError, rx.ReadOnlyError, rx.ConnectionError, rx.TimeoutError, OSError, TimeoutError)
 
 
+def end_if_cancelled() -> None:
+    """Raise CancelledError when this task was cancelled and a library swallowed it.
+
+    Before Python 3.12 ``asyncio.wait_for``, which redis-py uses, loses a cancellation that coincides with the
+    result; a loop that goes on after it would never end. Call it at each turn of a loop of Redis calls.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def shown_url(url: str) -> str:
     """The URL without user name and password, for people."""
     parts = urlsplit(url)

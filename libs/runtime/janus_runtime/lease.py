@@ -10,7 +10,7 @@ import time
 from typing import Any, NoReturn
 
 from janus_runtime import _scripts
-from janus_runtime._redis import RedisCalls
+from janus_runtime._redis import RedisCalls, end_if_cancelled
 from janus_runtime.errors import FailedPrecondition, JanusError
 from janus_runtime.records import Lease
 
@@ -134,6 +134,7 @@ class LeaseKeeper:
             self._wake.clear()
             last = time.monotonic()
             await self._try_write()
+            end_if_cancelled()
 
     async def _try_write(self) -> None:
         try:
