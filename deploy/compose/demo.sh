@@ -72,7 +72,7 @@ wait_for() {  # what, seconds, command...
 }
 
 ready() { curl -fsS -o /dev/null --max-time 5 "$url/health/ready" 2>/dev/null; }
-moe_members() { [ "$(curl -fsS --max-time 5 "$url/api/state" | .venv/bin/python -c 'import json, sys; print(len(json.load(sys.stdin)["cohort"]["moe"]))')" = "$1" ]; }
+moe_members() { [ "$(curl -fsS --max-time 5 "$url/api/state" | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["cohort"]["moe"])')" = "$1" ]; }
 
 began=$SECONDS
 run up --detach --no-build --scale attention=2 --scale moe=3
