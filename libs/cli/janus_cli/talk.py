@@ -9,7 +9,7 @@ import click
 from janus_client import JanusClient
 from janus_client.client import Options
 
-from janus_cli.options import run_dir_option
+from janus_cli.options import Number, run_dir_option
 from janus_cli.rundir import RunDir
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,14 +22,12 @@ def talk_options(command: F) -> F:
         click.option(
             "--api-key", envvar="JANUS_API_KEY", show_envvar=True, help="Where the gateway asks for one."
         ),
-        click.option(
-            "--deadline", type=click.FloatRange(0.1), default=600.0, show_default=True, help="Seconds."
-        ),
+        click.option("--deadline", type=Number(0.1), default=600.0, show_default=True, help="Seconds."),
         click.option("--max-tokens", type=click.IntRange(1), help="[default: what is left of the context]"),
-        click.option("--temperature", type=click.FloatRange(0), help="0: greedy.  [default: the model's]"),
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True)),
+        click.option("--temperature", type=Number(0), help="0: greedy.  [default: the model's]"),
+        click.option("--top-p", type=Number(0, 1, min_open=True)),
         click.option("--top-k", type=click.IntRange(-1)),
-        click.option("--min-p", type=click.FloatRange(0, 1)),
+        click.option("--min-p", type=Number(0, 1)),
         click.option("--seed", type=click.IntRange(0)),
         click.option("--stop", multiple=True, help="End before this text; may be repeated."),
         run_dir_option,

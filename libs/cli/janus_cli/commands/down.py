@@ -9,14 +9,12 @@ import time
 import click
 from janus_runtime.errors import DeadlineExceeded
 
-from janus_cli.options import run_dir_option
+from janus_cli.options import Number, run_dir_option
 from janus_cli.rundir import RunDir
 
 
 @click.command()
-@click.option(
-    "--deadline", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait."
-)
+@click.option("--deadline", type=Number(0), default=60.0, show_default=True, help="Seconds to wait.")
 @run_dir_option
 def command(run_dir: RunDir, deadline: float) -> None:
     """Stop the mesh that `janus up` started: streams end, processes and sockets go."""

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from janus_cli.options import run_dir_option
+from janus_cli.options import Number, run_dir_option
 from janus_cli.progress import out_console
 from janus_cli.rundir import RunDir
 from janus_cli.signals import stop_signals
@@ -25,7 +25,7 @@ from janus_cli.view import MeshView, connect, look
 
 
 @click.command()
-@click.option("--every", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Seconds.")
+@click.option("--every", type=Number(0.2, 60), default=1.0, show_default=True, help="Seconds.")
 @click.option(
     "--rounds", type=click.IntRange(0), default=0, help="Stop after so many looks.  [default: Ctrl-C]"
 )

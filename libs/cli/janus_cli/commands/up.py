@@ -13,7 +13,7 @@ import click
 
 from janus_cli import detach as background
 from janus_cli.models import resolve
-from janus_cli.options import json_option, run_dir_option
+from janus_cli.options import Number, json_option, run_dir_option
 from janus_cli.progress import LineReporter, LiveReporter, reporter
 from janus_cli.rundir import SUPERVISOR_LOG, RunDir
 from janus_cli.signals import stop_signals, unless
@@ -82,7 +82,7 @@ _PORT = click.IntRange(0, 65535)
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @click.option(
-    "--start-deadline", type=click.FloatRange(1), default=START_DEADLINE_S, show_default=True, help="Seconds."
+    "--start-deadline", type=Number(1), default=START_DEADLINE_S, show_default=True, help="Seconds."
 )
 @click.option(
     "--restart/--no-restart", default=True, help="Start a service again when it dies.  [default: restart]"
