@@ -35,17 +35,24 @@ struct AttentionCall {
 struct KernelTable {
     const char *name;
     // out[t, n] = sum_k x[t, k] w[n, k] for rows n of [n0, n1); out has n_total columns. bias may be null.
+    // `after` here and below: the weights that this thread reads next, to ask for them in time; may be null.
     void (*linear)(const float *x, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0, int64_t n1,
-                   int64_t n_total, float *out);
+                   const void *after, int64_t n_total, float *out);
     // out[t, n] = silu(x gate^T) * (x up^T) for rows n of [n0, n1). x rows are picked by index.
     void (*gate_up)(const float *x, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up,
-                    int64_t n0, int64_t n1, int64_t n_total, float *out);
+                    int64_t n0, int64_t n1, const void *after, int64_t n_total, float *out);
     // out[rows[t], n] += grid(weight[t] * (h down^T)[t, n]) for n of [n0, n1).
     void (*down_add)(const float *h, const int32_t *rows, const float *weight, int64_t tokens, int64_t k,
-                     Weights down, int64_t n0, int64_t n1, int64_t n_total, double *out);
-    // One sequence's queries [first, last) for one KV head; scratch holds floats for its context and group.
+                     Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out);
+    // One sequence's queries [first, last) for one KV head; scratch holds group * (context + 1) floats.
     void (*attend)(const AttentionCall &call, int64_t sequence, int64_t kv_head, float *scratch);
     void (*rms_norm)(const float *x, int64_t rows, int64_t width, Weights weight, float eps, float *out);
+    // u64 over ids, layout version and assignment, the same on every platform.
+    uint64_t (*digest)(const int32_t *ids, const int32_t *replica_ids, int64_t count, uint64_t layout_version);
+    // What the processor can do at best: reads `count` floats; does `rounds` times `probe_flops` operations.
+    float (*read_probe)(const float *data, int64_t count);
+    float (*fma_probe)(int64_t rounds);
+    int64_t probe_flops;
 };
 
 extern const KernelTable kPortable;

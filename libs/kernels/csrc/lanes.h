@@ -33,12 +33,6 @@ inline float f16_to_float(uint16_t h) {
     return value;
 }
 
-// One tree for every width: lanes i and i + 8, then 4, 2, 1 apart.
-inline float reduce8(const float (&s)[8]) {
-    const float a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
-    return (a + c) + (b + d);
-}
-
 #if defined(__AVX512F__)
 
 using Lanes = __m512;
@@ -52,11 +46,10 @@ inline Lanes load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
 }
 inline Lanes fma(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-inline float reduce(Lanes v) {
-    float s[8];
-    _mm256_storeu_ps(s, _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
-    return reduce8(s);
-}
+
+inline __m256 fold(Lanes v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
+inline Lanes broadcast(float x) { return _mm512_set1_ps(x); }
+inline void store_f32(float *p, Lanes v) { _mm512_storeu_ps(p, v); }
 
 #elif defined(__AVX2__)
 
@@ -79,10 +72,11 @@ inline Lanes load_f16(const uint16_t *p) {
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
-inline float reduce(Lanes v) {
-    float s[8];
-    _mm256_storeu_ps(s, _mm256_add_ps(v.low, v.high));
-    return reduce8(s);
+inline __m256 fold(Lanes v) { return _mm256_add_ps(v.low, v.high); }
+inline Lanes broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline void store_f32(float *p, Lanes v) {
+    _mm256_storeu_ps(p, v.low);
+    _mm256_storeu_ps(p + 8, v.high);
 }
 
 #else
@@ -108,13 +102,47 @@ inline Lanes fma(const Lanes &a, const Lanes &b, const Lanes &c) {
     for (int i = 0; i < kLanes; ++i) out.v[i] = a.v[i] * b.v[i] + c.v[i];
     return out;
 }
+inline Lanes broadcast(float x) {
+    Lanes out;
+    for (float &lane : out.v) lane = x;
+    return out;
+}
+inline void store_f32(float *p, const Lanes &v) { std::memcpy(p, v.v, sizeof v.v); }
 inline float reduce(const Lanes &v) {
     float s[8];
     for (int i = 0; i < 8; ++i) s[i] = v.v[i] + v.v[i + 8];
-    return reduce8(s);
+    const float a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
+    return (a + c) + (b + d);
+}
+inline void reduce4(const Lanes &a, const Lanes &b, const Lanes &c, const Lanes &d, float *out) {
+    out[0] = reduce(a), out[1] = reduce(b), out[2] = reduce(c), out[3] = reduce(d);
 }
 
 #endif
+
+#if defined(__AVX2__)
+
+// One tree for every width: lanes i and i + 8 are added, then those 4, 2 and 1 apart.
+inline __m128 fold4(Lanes v) {
+    const __m256 half = fold(v);
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+inline float reduce(Lanes v) {
+    const __m128 four = fold4(v), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+// Four at once, without leaving the registers.
+inline void reduce4(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
+    const __m128 fa = fold4(a), fb = fold4(b), fc = fold4(c), fd = fold4(d);
+    const __m128 ab = _mm_add_ps(_mm_movelh_ps(fa, fb), _mm_movehl_ps(fb, fa));
+    const __m128 cd = _mm_add_ps(_mm_movelh_ps(fc, fd), _mm_movehl_ps(fd, fc));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
+}
+
+#endif
+
+// Asks for the cache line at p; p may be anywhere.
+inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 // Element types of weights and caches.
 struct F32 {

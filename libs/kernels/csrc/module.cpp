@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 #include "kernels.h"
@@ -36,12 +37,25 @@ constexpr int64_t kBlock = 32;  // weight rows per chunk: whole register tiles o
 
 int64_t blocks(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
+// Address of row n, for asking ahead.
+const void *row(Weights w, int64_t n, int64_t k) {
+    return static_cast<const char *>(w.data) + n * k * (w.dtype == DType::f32 ? 4 : 2);
+}
+
+// A job this small is done before another thread would have noticed it.
+bool is_small(int64_t tokens, int64_t n, int64_t k) { return n * k * (tokens + 4) < (int64_t{1} << 18); }
+
 void linear(uintptr_t x, int64_t tokens, int64_t k, uintptr_t w, int dtype, uintptr_t bias, int64_t n, uintptr_t out) {
     nb::gil_scoped_release release;
     const Weights weights{at<void>(w), static_cast<DType>(dtype)};
-    engine().pool.run(blocks(n), [&](int64_t i) {
-        engine().table->linear(at<float>(x), tokens, k, weights, at<float>(bias), i * kBlock,
-                               std::min(n, (i + 1) * kBlock), n, at<float>(out));
+    const KernelTable &table = *engine().table;
+    if (is_small(tokens, n, k)) {
+        table.linear(at<float>(x), tokens, k, weights, at<float>(bias), 0, n, nullptr, n, at<float>(out));
+        return;
+    }
+    engine().pool.run(blocks(n), [&](int64_t i, int64_t next) {
+        table.linear(at<float>(x), tokens, k, weights, at<float>(bias), i * kBlock, std::min(n, (i + 1) * kBlock),
+                     next < 0 ? nullptr : row(weights, next * kBlock, k), n, at<float>(out));
     });
 }
 
@@ -98,23 +112,32 @@ class ExpertTable {
         if (static_cast<int64_t>(inner_rows_.size()) < pairs * inner_) inner_rows_.resize(pairs * inner_);
         float *h = inner_rows_.data();
         const int64_t wide = blocks(inner_), narrow = blocks(hidden_);
-        e.pool.run(static_cast<int64_t>(active_.size()) * wide, [&](int64_t i) {
+        e.pool.run(static_cast<int64_t>(active_.size()) * wide, [&](int64_t i, int64_t next) {
             const int32_t expert = active_[i / wide];
             const int64_t first = counts_[expert], count = counts_[expert + 1] - first, n0 = i % wide * kBlock;
-            e.table->gate_up(x, rows_.data() + first, count, hidden_, {at<void>(experts_[expert].gate), dtype_},
-                             {at<void>(experts_[expert].up), dtype_}, n0, std::min(inner_, n0 + kBlock), inner_,
-                             h + first * inner_);
+            const void *after =
+                next < 0 ? nullptr : row(gate(active_[next / wide]), next % wide * kBlock, hidden_);
+            e.table->gate_up(x, rows_.data() + first, count, hidden_, gate(expert), up(expert), n0,
+                             std::min(inner_, n0 + kBlock), after, inner_, h + first * inner_);
         });
         // A thread owns columns of the output over all experts, so that no two add to the same number.
-        e.pool.run(narrow, [&](int64_t i) {
-            for (int32_t expert : active_) {
+        e.pool.run(narrow, [&](int64_t i, int64_t next) {
+            for (size_t a = 0; a < active_.size(); ++a) {
+                const int32_t expert = active_[a];
                 const int64_t first = counts_[expert], count = counts_[expert + 1] - first;
+                const void *after = a + 1 < active_.size() ? row(down(active_[a + 1]), i * kBlock, inner_)
+                                    : next < 0             ? nullptr
+                                                           : row(down(active_[0]), next * kBlock, inner_);
                 e.table->down_add(h + first * inner_, rows_.data() + first, scale_.data() + first, count, inner_,
-                                  {at<void>(experts_[expert].down), dtype_}, i * kBlock,
-                                  std::min(hidden_, (i + 1) * kBlock), hidden_, out);
+                                  down(expert), i * kBlock, std::min(hidden_, (i + 1) * kBlock), after, hidden_,
+                                  out);
             }
         });
     }
+
+    Weights gate(int32_t expert) const { return {at<void>(experts_[expert].gate), dtype_}; }
+    Weights up(int32_t expert) const { return {at<void>(experts_[expert].up), dtype_}; }
+    Weights down(int32_t expert) const { return {at<void>(experts_[expert].down), dtype_}; }
 
     std::vector<Expert> experts_;
     int64_t hidden_, inner_;
@@ -132,9 +155,9 @@ void attention(uintptr_t query, uintptr_t keys, uintptr_t values, int dtype, uin
     const AttentionCall call{at<float>(query), at<void>(keys), at<void>(values), static_cast<DType>(dtype),
                              at<int32_t>(starts), at<int32_t>(contexts), at<int32_t>(tables), at<float>(out),
                              heads, kv_heads, head_dim, block_size, table_width, window, scale};
-    engine().pool.run(sequences * kv_heads, [&](int64_t i) {
+    engine().pool.run(sequences * kv_heads, [&](int64_t i, int64_t) {
         thread_local std::vector<float> scratch;
-        scratch.resize(heads / kv_heads * longest + head_dim);
+        scratch.resize(heads / kv_heads * (longest + 1));
         engine().table->attend(call, i / kv_heads, i % kv_heads, scratch.data());
     });
 }
@@ -166,8 +189,25 @@ NB_MODULE(_native, m) {
     m.def("linear", &linear);
     m.def("attention", &attention);
     m.def("rms_norm", &rms_norm);
+    // For the benchmarks: reads that many bytes on all threads; does floating-point operations and says how many.
+    m.def("read_probe", [](uintptr_t address, int64_t bytes) {
+        nb::gil_scoped_release release;
+        constexpr int64_t kChunk = int64_t{1} << 18;
+        std::atomic<float> sink{0.0f};
+        engine().pool.run(bytes / kChunk, [&](int64_t i, int64_t) {
+            sink.store(engine().table->read_probe(at<float>(address + i * kChunk), kChunk / 4));
+        });
+        return sink.load();
+    });
+    m.def("fma_probe", [](int64_t rounds) {
+        nb::gil_scoped_release release;
+        const int64_t chunks = 16 * engine().pool.size();
+        std::atomic<float> sink{0.0f};
+        engine().pool.run(chunks, [&](int64_t, int64_t) { sink.store(engine().table->fma_probe(rounds / chunks)); });
+        return rounds / chunks * chunks * engine().table->probe_flops;
+    });
     m.def("digest", [](Ids ids, Ids replicas, uint64_t version) {
-        return digest(ids.data(), replicas.data(), static_cast<int64_t>(ids.size()), version);
+        return engine().table->digest(ids.data(), replicas.data(), static_cast<int64_t>(ids.size()), version);
     });
     nb::class_<ExpertTable>(m, "ExpertTable")
         .def(nb::init<int, int64_t, int64_t, int>())
@@ -192,7 +232,7 @@ NB_MODULE(_native, m) {
             {
                 nb::gil_scoped_release release;
                 peak = s.run(ids.data(), count, optimal, replicas.data(), load.data());
-                if (peak >= 0) hash = digest(ids.data(), replicas.data(), count, version);
+                if (peak >= 0) hash = engine().table->digest(ids.data(), replicas.data(), count, version);
             }
             return nb::make_tuple(peak, hash);
         });

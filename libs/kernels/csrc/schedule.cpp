@@ -15,7 +15,7 @@ Scheduler::Scheduler(const int32_t *slot_of, int experts, int instances, int slo
     active_.reserve(experts);
     for (auto *vector : {&host_, &next_, &prev_, &physical_}) vector->resize(experts);
     for (auto *vector : {&head_, &came_from_, &came_expert_, &queue_}) vector->resize(instances);
-    seen_.resize((experts + 63) / 64);
+    seen_.resize(experts);
 }
 
 // Experts on an instance form a list, so that a move costs a few writes.
@@ -28,18 +28,21 @@ void Scheduler::place(int expert, int instance) {
 }
 
 int Scheduler::run(const int32_t *ids, int64_t count, bool optimal, int32_t *replica_ids, int32_t *load) {
-    std::fill(seen_.begin(), seen_.end(), 0);
+    // The sign bit of `outside` tells an id that is negative or too large.
+    uint32_t outside = 0;
+    const uint32_t top = static_cast<uint32_t>(experts_ - 1);
     for (int64_t i = 0; i < count; ++i) {
         const uint32_t id = static_cast<uint32_t>(ids[i]);
-        if (id >= static_cast<uint32_t>(experts_)) return kBadId;
-        seen_[id >> 6] |= uint64_t{1} << (id & 63);
+        outside |= id | (top - id);
     }
+    if (outside >> 31) return kBadId;
+    std::fill(seen_.begin(), seen_.end(), 0);
+    for (int64_t i = 0; i < count; ++i) seen_[ids[i]] = 1;
     active_.clear();
     std::fill(head_.begin(), head_.end(), -1);
     std::fill(load, load + instances_, 0);
-    for (size_t word = 0; word < seen_.size(); ++word)
-        for (uint64_t bits = seen_[word]; bits; bits &= bits - 1)
-            active_.push_back(static_cast<int32_t>(word * 64 + __builtin_ctzll(bits)));
+    for (int e = 0; e < experts_; ++e)
+        if (seen_[e]) active_.push_back(e);
     // AEBS: experts with one host first, then each other, ascending, to its least-loaded host.
     for (int32_t e : active_) {
         const int hosts = host_begin_[e + 1] - host_begin_[e];
@@ -109,26 +112,6 @@ bool Scheduler::shift(int start, int peak, int32_t *load) {
         }
     }
     return false;
-}
-
-namespace {
-
-inline uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-    return x ^ (x >> 31);
-}
-
-}  // namespace
-
-uint64_t digest(const int32_t *ids, const int32_t *replica_ids, int64_t count, uint64_t layout_version) {
-    uint64_t sum = mix(layout_version + 0x9e3779b97f4a7c15ULL) + static_cast<uint64_t>(count);
-    for (int64_t i = 0; i < count; ++i) {
-        const uint64_t word = static_cast<uint64_t>(static_cast<uint32_t>(ids[i])) << 32 |
-                              static_cast<uint32_t>(replica_ids[i]);
-        sum += mix(word + static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15ULL);
-    }
-    return mix(sum);
 }
 
 }  // namespace janus

@@ -29,10 +29,7 @@ class Scheduler {
     std::vector<int32_t> host_begin_, host_list_;
     // Work space: active experts in order, host of each, experts on each instance as linked lists.
     std::vector<int32_t> active_, host_, next_, head_, prev_, came_from_, came_expert_, queue_, physical_;
-    std::vector<uint64_t> seen_;
+    std::vector<uint8_t> seen_;
 };
-
-// u64 over ids, layout version and assignment, the same on every platform.
-uint64_t digest(const int32_t *ids, const int32_t *replica_ids, int64_t count, uint64_t layout_version);
 
 }  // namespace janus
