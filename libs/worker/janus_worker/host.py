@@ -33,6 +33,7 @@ from janus_worker.lockstep import cohort_message
 
 _LOG = logging.getLogger("janus.worker")
 _LAYOUT_WAIT_S = 10.0
+_FAULT_S = 5.0
 S = TypeVar("S", bound=ServiceSettings)
 
 
@@ -60,6 +61,8 @@ class WorkerHost(abc.ABC, Generic[S]):
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._call_ids = itertools.count(1)
         self._sent_epoch = 0
+        self._fault = asyncio.Event()
+        self._fault_reason = ""
 
     # What a worker adds -----------------------------------------------------------------------
 
@@ -109,6 +112,7 @@ class WorkerHost(abc.ABC, Generic[S]):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read_engine(self._engine))
                 tasks.create_task(self._superseded())
+                tasks.create_task(self._watch_faults())
                 tasks.create_task(self._serve(coordination, server))
         except* JanusError as group:
             raise _first(group) from None
@@ -176,8 +180,12 @@ class WorkerHost(abc.ABC, Generic[S]):
                 await self._tell(epoch=message.body["epoch"], detail=f"rank {self.rank}")
             elif kind == "resumed":
                 await self._tell(detail=f"rank {self.rank}")
-            elif kind in ("fault", "stall"):
-                await self._tell(detail=message.body.get("reason") or message.body["detail"])
+            elif kind == "stall":
+                await self._tell(detail=message.body["detail"])
+            elif kind == "fault":
+                self._fault_reason = message.body["reason"]
+                self._fault.set()
+                await self._tell(detail=self._fault_reason)
             elif kind == "stats":
                 self.stats = message.body["stats"]
                 await self.on_stats()
@@ -208,6 +216,24 @@ class WorkerHost(abc.ABC, Generic[S]):
             f"another process has registered as {self.settings.worker_id}", reason="WORKER_ID_TAKEN",
             next_step="Give each worker its own --worker-id.",
         )  # fmt: skip
+
+    async def _watch_faults(self) -> None:
+        """A lost peer's lease ends and a new cohort follows; when none does, the link to it is what is broken.
+
+        Then this worker starts again: as a new member it gets a new cohort with new links, and the gateway
+        resumes its streams elsewhere meanwhile.
+        """
+        while True:
+            await self._fault.wait()
+            self._fault.clear()
+            epoch = self._sent_epoch
+            patience = 2 * self.settings.lease_ttl_s + _FAULT_S
+            await asyncio.sleep(patience)
+            if self._sent_epoch == epoch:
+                raise Unavailable(
+                    f"{self._fault_reason}, yet no new cohort came within {patience:.0f} s of epoch {epoch}",
+                    reason="PEER_UNREACHABLE", next_step="Start this worker again (a supervisor does).",
+                )  # fmt: skip
 
     async def _close(self, coordination: Coordination, server: GrpcServer) -> None:
         self._startup.done()

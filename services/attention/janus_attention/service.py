@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from janus_runtime.errors import ResourceExhausted, Unavailable
 from janus_wire.v1 import attention_pb2, attention_pb2_grpc
+from janus_worker.link import ChildGone
 from janus_worker.wire import worker_message
 from opentelemetry import trace
 
@@ -56,7 +58,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
             host.streams.close(number)
             if not finished:
                 # The caller went away, or the request failed: the engine may still hold the sequence.
-                await asyncio.shield(engine.send({"t": "cancel", "id": number}))
+                with contextlib.suppress(ChildGone):  # then nobody holds it
+                    await asyncio.shield(engine.send({"t": "cancel", "id": number}))
 
     async def Drain(
         self, request: attention_pb2.AttentionServiceDrainRequest, context: grpc.aio.ServicerContext

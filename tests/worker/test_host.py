@@ -1,0 +1,84 @@
+"""The control process: a fault that no new cohort heals ends the worker, so that it comes back as a new member."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from janus_runtime.errors import Unavailable
+from janus_runtime.records import Role
+from janus_runtime.server import GrpcServer
+from janus_runtime.settings import ServiceSettings
+from janus_worker import host as module
+from janus_worker.host import WorkerHost
+from janus_worker.link import ChildGone, Message
+
+
+class FakeEngine:
+    """Says what the test wants, then ends."""
+
+    def __init__(self, *bodies: dict[str, Any]) -> None:
+        self._bodies = list(bodies)
+
+    async def receive(self) -> Message:
+        if not self._bodies:
+            raise ChildGone("engine (pid 1) ended with exit status 0")
+        return Message(self._bodies.pop(0))
+
+
+class Host(WorkerHost[ServiceSettings]):
+    role = Role.MOE
+    engine_module = "none"
+
+    def fingerprint(self) -> str:
+        return "x"
+
+    def engine_options(self) -> dict[str, Any]:
+        return {}
+
+    def add_services(self, server: GrpcServer) -> None:
+        pass
+
+    def lease_fields(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setattr(module, "_FAULT_S", 0.05)
+    return Host(ServiceSettings(worker_id="moe-0", lease_ttl_s=0.05))
+
+
+async def say(host: Host, *bodies: dict[str, Any]) -> None:
+    with pytest.raises(ChildGone):
+        await host._read_engine(FakeEngine(*bodies))  # type: ignore[arg-type]
+
+
+async def test_a_fault_without_a_new_cohort_ends_the_worker(host: Host) -> None:
+    await say(host, {"t": "fault", "member": 3, "reason": "attention-1 is gone"})
+    with pytest.raises(Unavailable, match=r"attention-1 is gone, yet no new cohort came"):
+        async with asyncio.timeout(5):
+            await host._watch_faults()
+
+
+async def test_a_new_cohort_heals_it(host: Host) -> None:
+    watch = asyncio.create_task(host._watch_faults())
+    await say(host, {"t": "fault", "member": 3, "reason": "attention-1 is gone"})
+    await asyncio.sleep(0.02)
+    host._sent_epoch += 1
+    done, _ = await asyncio.wait({watch}, timeout=0.5)
+    assert not done
+    watch.cancel()
+
+
+async def test_statistics_and_hello_are_kept(host: Host) -> None:
+    await say(
+        host, {"t": "hello", "address": "00", "transport": "ucx"}, {"t": "stats", "stats": {"steps": 4.0}}
+    )
+    assert host.hello["transport"] == "ucx" and host.stats == {"steps": 4.0}
+
+
+async def test_a_failed_engine_gives_its_reason(host: Host) -> None:
+    with pytest.raises(Exception, match=r"truncated\.safetensors is cut short"):
+        await host._read_engine(FakeEngine({"t": "failed", "message": "truncated.safetensors is cut short"}))  # type: ignore[arg-type]
