@@ -99,9 +99,14 @@ class RedisCalls:
 
     async def call(self, what: str, make: Callable[[], Awaitable[T]]) -> T:
         """Await ``make()``; ``what`` names it in the error."""
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
         try:
             async with asyncio.timeout(2 * self._timeout_s):
-                return await make()
+                result = await make()
+                if task and task.cancelling() > before:
+                    raise asyncio.CancelledError  # swallowed on the way, see end_if_cancelled
+                return result
         except (rx.RedisError, OSError, TimeoutError) as error:
             raise to_janus(error, self.url, what) from error
 
