@@ -25,6 +25,7 @@ def test_every_command_is_listed_and_helps() -> None:
     for command in COMMANDS:
         assert f"\n  {command} " in text
         assert janus(command, "--help")[0] == 0
+    assert janus("--version")[0] == 0
 
 
 @pytest.mark.parametrize("command", ["scale", "drain", "plan", "simulate", "bench", "nonsense"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 
 import click
 
@@ -35,8 +36,15 @@ class _LazyGroup(JanusGroup):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("janus-mesh-cli")
+    except importlib.metadata.PackageNotFoundError:
+        return "of a source tree"
+
+
 @click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="janus-mesh-cli", prog_name="janus")
+@click.version_option(_version(), prog_name="janus")
 def main() -> None:
     """Serve Mixture-of-Experts models as a mesh of small services."""
 
