@@ -71,7 +71,7 @@ inline float highest(const float *score, int64_t n) {
 
 // A query's scores, weights and sum run over positions in order, whatever the chunk it came in.
 template <class W>
-void attend_as(const AttentionCall &c, int64_t s, int64_t g, float *scratch) {
+void attend_as(const AttentionCall &c, int64_t s, int64_t g, float *scores) {
     using T = typename W::T;
     const int64_t first = c.query_starts[s], last = c.query_starts[s + 1], length = c.context_lens[s];
     const int64_t group = c.heads / c.kv_heads, hd = c.head_dim, size = c.block_size, stride = c.kv_heads * hd;
@@ -105,7 +105,7 @@ void attend_as(const AttentionCall &c, int64_t s, int64_t g, float *scratch) {
                 const float *x[kHeads];
                 for (int64_t h = 0; h < heads; ++h) x[h] = q + (i + h) * hd;
                 const auto keep = [&](int64_t h, int64_t position, float dot) {
-                    scratch[(i + h) * length + position] = dot * c.scale;
+                    scores[(i + h) * length + position] = dot * c.scale;
                 };
                 int64_t m = 0;
                 for (; m + kPlaces <= count; m += kPlaces) {
@@ -121,29 +121,29 @@ void attend_as(const AttentionCall &c, int64_t s, int64_t g, float *scratch) {
                 }
             }
         });
-        float *inverse = scratch + group * length;
+        float *inverse = scores + group * length;
         for (int64_t i = 0; i < group; ++i) {
-            float *score = scratch + i * length + begin;
+            float *score = scores + i * length + begin;
             inverse[i] = 1.0f / exponentials(score, end - begin, highest(score, end - begin));
         }
         for (int64_t d = 0; d < group * hd; ++d) out[d] = 0.0f;
         walk(values, begin, end, [&](int64_t j, const T *value, int64_t count) {
             int64_t i = 0;
             for (; i + kHeads <= group; i += kHeads)
-                weigh_heads<W, kHeads>(scratch + i * length + j, length, value, stride, count, out + i * hd, hd);
+                weigh_heads<W, kHeads>(scores + i * length + j, length, value, stride, count, out + i * hd, hd);
             for (; i < group; ++i)
-                weigh_heads<W, 1>(scratch + i * length + j, length, value, stride, count, out + i * hd, hd);
+                weigh_heads<W, 1>(scores + i * length + j, length, value, stride, count, out + i * hd, hd);
         });
         for (int64_t i = 0; i < group; ++i)
             for (int64_t d = 0; d < hd; ++d) out[i * hd + d] *= inverse[i];
     }
 }
 
-void attend(const AttentionCall &call, int64_t sequence, int64_t kv_head, float *scratch) {
+void attend(const AttentionCall &call, int64_t sequence, int64_t kv_head, float *scores) {
     switch (call.dtype) {
-        case DType::f32: return attend_as<F32>(call, sequence, kv_head, scratch);
-        case DType::bf16: return attend_as<BF16>(call, sequence, kv_head, scratch);
-        case DType::f16: return attend_as<F16>(call, sequence, kv_head, scratch);
+        case DType::f32: return attend_as<F32>(call, sequence, kv_head, scores);
+        case DType::bf16: return attend_as<BF16>(call, sequence, kv_head, scores);
+        case DType::f16: return attend_as<F16>(call, sequence, kv_head, scores);
     }
 }
 

@@ -7,6 +7,8 @@ namespace {
 constexpr int kRows = JANUS_ROWS;      // weight rows of a register tile
 constexpr int kTokens = JANUS_TOKENS;  // tokens of a register tile
 constexpr int kLine = 64;              // bytes of a cache line
+constexpr int64_t kColumns = 32;       // weight rows of a block
+constexpr int64_t kGroup = 96;         // tokens of a block: whole register tiles
 
 // out[c][r] = x[c] . w[r * stride ..] over k. Ahead: also ask for the R rows at `ahead`.
 template <class W, int R, int C, bool Ahead>
@@ -57,15 +59,20 @@ inline void tile_of(int64_t count, const float *const *x, const typename W::T *w
     tile<W, R, C, Ahead>(x, w, stride, k, ahead, ahead_stride, out);
 }
 
-inline float *widened(int64_t size) {
-    thread_local float *buffer = nullptr;
+struct Widened;
+struct FirstBlock;
+struct SecondBlock;
+
+// This thread's buffer of that name, of at least `size` floats.
+template <class Name>
+inline float *scratch(int64_t size) {
+    thread_local std::unique_ptr<float[]> buffer;
     thread_local int64_t room = 0;
     if (room < size) {
-        delete[] buffer;
-        buffer = new float[size];
+        buffer.reset(new float[size]);
         room = size;
     }
-    return buffer;
+    return buffer.get();
 }
 
 // Rows [n, n + R) for every token.
@@ -84,15 +91,17 @@ inline void rows_tile(const X &x, int64_t tokens, int64_t k, const typename W::T
     };
     if (sizeof(typename W::T) < 4 && tokens > 2 * kTokens) {
         // Each weight meets many tokens: widen it once.
-        float *wide = widened(R * k);
-        const int64_t whole = R * k - R * k % kLanes;
-        for (int64_t i = 0; i < whole; i += kLanes) {
-            prefetch(ahead + i);
-            store_f32(wide + i, W::load(rows + i));
+        const int64_t stride = k + kLanes, whole = k - k % kLanes;
+        float *wide = scratch<Widened>(R * stride);
+        for (int r = 0; r < R; ++r) {
+            for (int64_t i = 0; i < whole; i += kLanes) {
+                prefetch(ahead + r * k + i);
+                store_f32(wide + r * stride + i, W::load(rows + r * k + i));
+            }
+            for (int64_t i = whole; i < k; ++i) wide[r * stride + i] = W::one(rows[r * k + i]);
         }
-        for (int64_t i = whole; i < R * k; ++i) wide[i] = W::one(rows[i]);
         for (int64_t t = 0; t < tokens;)
-            t += batch(t, [&](int64_t c) { tile_of<F32, R, false>(c, xs, wide, k, k, nullptr, 0, result); });
+            t += batch(t, [&](int64_t c) { tile_of<F32, R, false>(c, xs, wide, stride, k, nullptr, 0, result); });
         return;
     }
     int64_t t = batch(0, [&](int64_t c) { tile_of<W, R, true>(c, xs, rows, k, k, ahead, k, result); });
@@ -100,19 +109,21 @@ inline void rows_tile(const X &x, int64_t tokens, int64_t k, const typename W::T
         t += batch(t, [&](int64_t c) { tile_of<W, R, false>(c, xs, rows, k, k, nullptr, 0, result); });
 }
 
-// Every (token, row) product of rows [n0, n1), R at a time handed to out(t, n, values) with an array of R.
+// block[t * kColumns + n - n0] = x(t) . row n, for rows n of [n0, n1), at most kColumns.
 // `after`: what this thread reads next (or null).
-template <class W, class X, class Out>
+template <class W, class X>
 void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0, int64_t n1, const void *after,
-          const Out &out) {
+          float *block) {
     using T = typename W::T;
     const auto *w = static_cast<const T *>(weights);
     const auto *then = static_cast<const T *>(after);
     const auto next = [&](int64_t n) { return n < n1 || !then ? w + n * k : then; };
+    const auto out = [&](int64_t t, int64_t n, const auto &value) {
+        std::memcpy(block + t * kColumns + n - n0, value, sizeof(value));
+    };
     int64_t n = n0;
-    if (tokens == 0) return;
     if (tokens == 1) {
-        // Few tokens: more rows at once, to keep as many loads under way.
+        // More rows at once, to keep as many loads under way.
         const float *const row = x(0);
         float result[1][8];
         for (; n + 8 <= n1; n += 8) {
@@ -124,14 +135,22 @@ void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0
     for (; n < n1; ++n) rows_tile<W, 1>(x, tokens, k, w, n, next(n + 1), out);
 }
 
-template <class X, class Out>
+template <class X>
 void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
-              const Out &out) {
+              float *block) {
     switch (w.dtype) {
-        case DType::f32: return gemm<F32>(x, tokens, k, w.data, n0, n1, after, out);
-        case DType::bf16: return gemm<BF16>(x, tokens, k, w.data, n0, n1, after, out);
-        case DType::f16: return gemm<F16>(x, tokens, k, w.data, n0, n1, after, out);
+        case DType::f32: return gemm<F32>(x, tokens, k, w.data, n0, n1, after, block);
+        case DType::bf16: return gemm<BF16>(x, tokens, k, w.data, n0, n1, after, block);
+        case DType::f16: return gemm<F16>(x, tokens, k, w.data, n0, n1, after, block);
     }
+}
+
+// Calls fn(first token, tokens, n0, n1) over groups that the second cache holds: kColumns rows, kGroup tokens.
+template <class F>
+inline void in_blocks(int64_t tokens, int64_t n0, int64_t n1, const F &fn) {
+    for (int64_t n = n0; n < n1; n += kColumns)
+        for (int64_t t = 0; t < tokens; t += kGroup)
+            fn(t, tokens - t < kGroup ? tokens - t : kGroup, n, n1 - n < kColumns ? n1 : n + kColumns);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // Body of the kernels; included with JANUS_TABLE, JANUS_NAME, JANUS_ROWS and JANUS_TOKENS defined.
 
+#include <memory>
+
 #include "kernels.h"
 #include "lanes.h"
 
@@ -12,45 +14,45 @@ namespace {
 
 constexpr double kGrid = 1.5 * 262144.0;  // adding and subtracting it rounds to a multiple of 2^-34
 
-void linear(const float *x, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0, int64_t n1,
-            const void *after, int64_t n_total, float *out) {
-    const auto at = [=](int64_t t) { return x + t * k; };
-    gemm_any(at, tokens, k, w, n0, n1, after, [=](int64_t t, int64_t n, const auto &value) {
-        float *to = out + t * n_total + n;
-        constexpr int64_t count = sizeof(value) / sizeof(float);
-        if (bias) {
-            for (int64_t r = 0; r < count; ++r) to[r] = value[r] + bias[n + r];
-        } else {
-            std::memcpy(to, value, sizeof(value));
+void linear(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0,
+            int64_t n1, const void *after, int64_t n_total, float *out) {
+    in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
+        float *block = scratch<FirstBlock>(kGroup * kColumns);
+        gemm_any([=](int64_t t) { return x + (first + t) * x_stride; }, count, k, w, from, to, after, block);
+        for (int64_t t = 0; t < count; ++t) {
+            const float *value = block + t * kColumns;
+            float *row = out + (first + t) * n_total + from;
+            for (int64_t n = 0; n < to - from; ++n) row[n] = bias ? value[n] + bias[from + n] : value[n];
         }
     });
 }
 
-void gate_up(const float *x, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up, int64_t n0,
-             int64_t n1, const void *after, int64_t n_total, float *out) {
-    const auto at = [=](int64_t t) { return x + static_cast<int64_t>(rows[t]) * k; };
+void gate_up(const float *x, int64_t x_stride, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up,
+             int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride) {
     const int64_t bytes = up.dtype == DType::f32 ? 4 : 2;
-    const void *first_up = static_cast<const char *>(up.data) + n0 * k * bytes;
-    gemm_any(at, tokens, k, gate, n0, n1, first_up, [=](int64_t t, int64_t n, const auto &g) {
-        float *to = out + t * n_total + n;
-        constexpr int64_t count = sizeof(g) / sizeof(float);
-        for (int64_t r = 0; r < count; ++r) to[r] = g[r] / (1.0f + exp_one(-g[r]));
-    });
-    gemm_any(at, tokens, k, up, n0, n1, after, [=](int64_t t, int64_t n, const auto &u) {
-        float *to = out + t * n_total + n;
-        constexpr int64_t count = sizeof(u) / sizeof(float);
-        for (int64_t r = 0; r < count; ++r) to[r] *= u[r];
+    in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
+        const auto at = [=](int64_t t) { return x + static_cast<int64_t>(rows[first + t]) * x_stride; };
+        float *g = scratch<FirstBlock>(kGroup * kColumns), *u = scratch<SecondBlock>(kGroup * kColumns);
+        gemm_any(at, count, k, gate, from, to, static_cast<const char *>(up.data) + from * k * bytes, g);
+        gemm_any(at, count, k, up, from, to, after, u);
+        for (int64_t t = 0; t < count; ++t, g += kColumns, u += kColumns) {
+            float *row = out + (first + t) * out_stride + from;
+            for (int64_t n = 0; n < to - from; ++n) row[n] = g[n] / (1.0f + exp_one(-g[n])) * u[n];
+        }
     });
 }
 
-void down_add(const float *h, const int32_t *rows, const float *weight, int64_t tokens, int64_t k, Weights down,
-              int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out) {
-    const auto at = [=](int64_t t) { return h + t * k; };
-    gemm_any(at, tokens, k, down, n0, n1, after, [=](int64_t t, int64_t n, const auto &y) {
-        double *to = out + static_cast<int64_t>(rows[t]) * n_total + n;
-        const double scale = static_cast<double>(weight[t]);
-        constexpr int64_t count = sizeof(y) / sizeof(float);
-        for (int64_t r = 0; r < count; ++r) to[r] += (static_cast<double>(y[r]) * scale + kGrid) - kGrid;
+void down_add(const float *h, int64_t h_stride, const int32_t *rows, const float *weight, int64_t tokens, int64_t k,
+              Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out) {
+    in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
+        float *y = scratch<FirstBlock>(kGroup * kColumns);
+        gemm_any([=](int64_t t) { return h + (first + t) * h_stride; }, count, k, down, from, to, after, y);
+        for (int64_t t = 0; t < count; ++t, y += kColumns) {
+            double *row = out + static_cast<int64_t>(rows[first + t]) * n_total + from;
+            const double scale = static_cast<double>(weight[first + t]);
+            for (int64_t n = 0; n < to - from; ++n)
+                row[n] += (static_cast<double>(y[n]) * scale + kGrid) - kGrid;
+        }
     });
 }
 

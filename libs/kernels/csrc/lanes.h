@@ -142,7 +142,7 @@ inline void reduce4(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
 #endif
 
 // Asks for the cache line at p; p may be anywhere.
-inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 // Element types of weights and caches.
 struct F32 {
@@ -183,10 +183,8 @@ inline float exp_one(float x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r;
     p = p + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &bits, 4);
-    const float value = p * scale;
+    // (No memcpy: it would keep loops over this from becoming vector code.)
+    const float value = p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
     return x > -87.3f ? (x > 88.7f ? INFINITY : value) : (x != x ? x : 0.0f);
 }
 

@@ -42,6 +42,19 @@ const void *row(Weights w, int64_t n, int64_t k) {
     return static_cast<const char *>(w.data) + n * k * (w.dtype == DType::f32 ? 4 : 2);
 }
 
+// Rows of a power of two bytes would fall on the same few lines of the first cache: they get one line more.
+int64_t spread(int64_t k) { return (k + 15) / 16 * 16 + 16; }
+
+// The rows of x, spread; or x itself where there is one row. *stride is set.
+const float *spread_rows(const float *x, int64_t tokens, int64_t k, std::vector<float> &buffer, int64_t *stride) {
+    *stride = k;
+    if (tokens < 2) return x;
+    *stride = spread(k);
+    if (static_cast<int64_t>(buffer.size()) < tokens * *stride) buffer.resize(tokens * *stride);
+    for (int64_t t = 0; t < tokens; ++t) std::copy_n(x + t * k, k, buffer.data() + t * *stride);
+    return buffer.data();
+}
+
 // A job this small is done before another thread would have noticed it.
 bool is_small(int64_t tokens, int64_t n, int64_t k) { return n * k * (tokens + 4) < (int64_t{1} << 18); }
 
@@ -49,12 +62,15 @@ void linear(uintptr_t x, int64_t tokens, int64_t k, uintptr_t w, int dtype, uint
     nb::gil_scoped_release release;
     const Weights weights{at<void>(w), static_cast<DType>(dtype)};
     const KernelTable &table = *engine().table;
+    thread_local std::vector<float> buffer;
+    int64_t stride;
+    const float *input = spread_rows(at<float>(x), tokens, k, buffer, &stride);
     if (is_small(tokens, n, k)) {
-        table.linear(at<float>(x), tokens, k, weights, at<float>(bias), 0, n, nullptr, n, at<float>(out));
+        table.linear(input, stride, tokens, k, weights, at<float>(bias), 0, n, nullptr, n, at<float>(out));
         return;
     }
     engine().pool.run(blocks(n), [&](int64_t i, int64_t next) {
-        table.linear(at<float>(x), tokens, k, weights, at<float>(bias), i * kBlock, std::min(n, (i + 1) * kBlock),
+        table.linear(input, stride, tokens, k, weights, at<float>(bias), i * kBlock, std::min(n, (i + 1) * kBlock),
                      next < 0 ? nullptr : row(weights, next * kBlock, k), n, at<float>(out));
     });
 }
@@ -109,7 +125,10 @@ class ExpertTable {
     void compute(const float *x, int64_t tokens, double *out, int64_t pairs) {
         Engine &e = engine();
         std::fill(out, out + tokens * hidden_, 0.0);
-        if (static_cast<int64_t>(inner_rows_.size()) < pairs * inner_) inner_rows_.resize(pairs * inner_);
+        const int64_t inner_stride = spread(inner_);
+        if (static_cast<int64_t>(inner_rows_.size()) < pairs * inner_stride) inner_rows_.resize(pairs * inner_stride);
+        int64_t stride;
+        x = spread_rows(x, tokens, hidden_, hidden_rows_, &stride);
         float *h = inner_rows_.data();
         const int64_t wide = blocks(inner_), narrow = blocks(hidden_);
         e.pool.run(static_cast<int64_t>(active_.size()) * wide, [&](int64_t i, int64_t next) {
@@ -117,8 +136,8 @@ class ExpertTable {
             const int64_t first = counts_[expert], count = counts_[expert + 1] - first, n0 = i % wide * kBlock;
             const void *after =
                 next < 0 ? nullptr : row(gate(active_[next / wide]), next % wide * kBlock, hidden_);
-            e.table->gate_up(x, rows_.data() + first, count, hidden_, gate(expert), up(expert), n0,
-                             std::min(inner_, n0 + kBlock), after, inner_, h + first * inner_);
+            e.table->gate_up(x, stride, rows_.data() + first, count, hidden_, gate(expert), up(expert), n0,
+                             std::min(inner_, n0 + kBlock), after, h + first * inner_stride, inner_stride);
         });
         // A thread owns columns of the output over all experts, so that no two add to the same number.
         e.pool.run(narrow, [&](int64_t i, int64_t next) {
@@ -128,7 +147,7 @@ class ExpertTable {
                 const void *after = a + 1 < active_.size() ? row(down(active_[a + 1]), i * kBlock, inner_)
                                     : next < 0             ? nullptr
                                                            : row(down(active_[0]), next * kBlock, inner_);
-                e.table->down_add(h + first * inner_, rows_.data() + first, scale_.data() + first, count, inner_,
+                e.table->down_add(h + first * inner_stride, inner_stride, rows_.data() + first, scale_.data() + first, count, inner_,
                                   down(expert), i * kBlock, std::min(hidden_, (i + 1) * kBlock), after, hidden_,
                                   out);
             }
@@ -141,7 +160,7 @@ class ExpertTable {
 
     std::vector<Expert> experts_;
     int64_t hidden_, inner_;
-    std::vector<float> inner_rows_;
+    std::vector<float> inner_rows_, hidden_rows_;
     DType dtype_;
     std::vector<int64_t> counts_, fill_;
     std::vector<int32_t> active_, rows_;
