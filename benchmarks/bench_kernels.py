@@ -2,7 +2,8 @@
 
 ``python benchmarks/bench_kernels.py`` writes results/kernels.md and results/kernels.png. Read bandwidth and the
 peak of fused multiply-adds are measured between the others, so that shares compare like with like on a noisy
-machine; on one that is busy with other work, ``--threads 1 --clock cpu`` leaves out the time lent to others. One layer is 64 experts of hidden 1024 and inner 512; every expert gets the same number of tokens.
+machine; on one busy with other work, ``--threads 1 --clock cpu`` leaves out the time lent to others. One layer
+is 64 experts of hidden 1024 and inner 512; every expert gets the same number of tokens.
 """
 
 from __future__ import annotations
