@@ -212,12 +212,12 @@ def test_route_ties_go_to_the_lowest_id() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
     ids, weights = route(logits, RoutingSpec(top_k=2))
     assert ids.tolist() == [[1, 2], [0, 1]] and ids.dtype == torch.int32
-    torch.testing.assert_close(weights, torch.full((2, 2), 0.5))
+    torch.testing.assert_close(weights, torch.full((2, 2), 0.5, dtype=torch.float64))
     _, plain = route(logits, RoutingSpec(top_k=2, renormalize=False))
-    torch.testing.assert_close(plain, logits.softmax(-1).gather(1, ids.long()))
+    torch.testing.assert_close(plain, logits.softmax(-1).gather(1, ids.long()).double())
     biased, scores = route(logits, RoutingSpec(top_k=1, scoring="sigmoid"), torch.tensor([9.0, 0, 0, 0]))
     assert biased.tolist() == [[0], [0]]
-    torch.testing.assert_close(scores, torch.ones(2, 1))
+    torch.testing.assert_close(scores, torch.ones(2, 1, dtype=torch.float64))
 
 
 def test_sampling_depends_on_seed_and_index_alone_and_follows_the_distribution() -> None:

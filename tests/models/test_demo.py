@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import gguf
@@ -20,6 +21,9 @@ from janus_models.local import LocalModel
 from janus_models.tokenizer import Tokenizer
 from janus_testing.sharegpt import chat_prompts, first_turns
 from tokenizers import pre_tokenizers
+
+sys.path.insert(0, str(Path(__file__).parent))
+from dense_float64 import logits as dense_logits
 
 LAYERS, HIDDEN, INNER, HEADS, KV_HEADS = 3, 64, 96, 4, 2
 
@@ -268,12 +272,22 @@ def test_demo_equals_the_dense_original(demo_dir: Path, dense: Path) -> None:
 
 
 def test_demo_logits(demo_dir: Path, dense: Path) -> None:
-    (prompt,) = chat_prompts(demo_dir, 1)
-    model = LocalModel(demo_dir)
-    ours = model.attention.logits(model.step([(model.new_sequence(prompt), len(prompt))]))
-    with torch.inference_mode():
-        expected = reference.load_model(dense.parent, dense.name)(torch.tensor([prompt])).logits[0]
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    """Closer to float64 than transformers' own float32, and within 1e-4 of it where tokens are chosen.
+
+    Not at every position: a few tokens of this model have activations of 4,000, whose last float32 bit alone moves a
+    logit by 1e-4, in transformers as here.
+    """
+    original = reference.load_model(dense.parent, dense.name)
+    for prompt in chat_prompts(demo_dir, 3):
+        model = LocalModel(demo_dir)
+        with torch.inference_mode():
+            ours = model.attention.logits(model.step([(model.new_sequence(prompt), len(prompt))]))
+            theirs = original(torch.tensor([prompt])).logits[0]
+            exact = dense_logits(demo_dir, prompt)
+        torch.testing.assert_close(ours[-1], theirs[-1], atol=1e-4, rtol=0)
+        error, their_error = ((x.double() - exact).pow(2).mean().sqrt() for x in (ours, theirs))
+        assert error <= their_error
+        assert ((ours.double() - exact).abs().amax(-1) <= 1e-4).double().mean() >= 0.95
 
 
 @pytest.mark.slow

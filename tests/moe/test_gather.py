@@ -18,8 +18,8 @@ def frame(count: int, *, gated: bool = False, ids: list[int] | None = None, **ch
     x = np.arange(count * HIDDEN, dtype=np.float32)
     payload = x.tobytes()
     if gated:
+        payload += np.full(count * TOPK, 0.5, np.float64).tobytes()
         payload += np.array(ids or [0, 1] * count, np.int32).tobytes()
-        payload += np.full(count * TOPK, 0.5, np.float32).tobytes()
     fields: dict[str, Any] = {
         "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": count, "topk": TOPK,
         "flags": int(Flag.GATED) if gated else 0, "payload_bytes": len(payload), **changes,

@@ -42,7 +42,7 @@ struct KernelTable {
     void (*gate_up)(const float *x, int64_t x_stride, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up,
                     int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride);
     // out[rows[t], n] += grid(weight[t] * (h down^T)[t, n]) for n of [n0, n1).
-    void (*down_add)(const float *h, int64_t h_stride, const int32_t *rows, const float *weight, int64_t tokens, int64_t k,
+    void (*down_add)(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens, int64_t k,
                      Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out);
     // One sequence's queries [first, last) for one KV head; scratch holds group * (context + 1) floats.
     void (*attend)(const AttentionCall &call, int64_t sequence, int64_t kv_head, float *scratch);

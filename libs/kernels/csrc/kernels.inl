@@ -42,7 +42,7 @@ void gate_up(const float *x, int64_t x_stride, const int32_t *rows, int64_t toke
     });
 }
 
-void down_add(const float *h, int64_t h_stride, const int32_t *rows, const float *weight, int64_t tokens, int64_t k,
+void down_add(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens, int64_t k,
               Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out) {
     in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
         float *y = scratch<FirstBlock>(kGroup * kColumns);

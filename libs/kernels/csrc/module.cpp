@@ -93,7 +93,7 @@ class ExpertTable {
                                 int64_t topk, uintptr_t out) {
         const int32_t *id = at<int32_t>(ids);
         const uint8_t *take = at<uint8_t>(mine);
-        const float *weight = at<float>(weights);
+        const double *weight = at<double>(weights);
         counts_.assign(experts_.size() + 1, 0);
         for (int64_t i = 0; i < tokens * topk; ++i) {
             if (!take[i]) continue;
@@ -164,7 +164,7 @@ class ExpertTable {
     DType dtype_;
     std::vector<int64_t> counts_, fill_;
     std::vector<int32_t> active_, rows_;
-    std::vector<float> scale_;
+    std::vector<double> scale_;
 };
 
 void attention(uintptr_t query, uintptr_t keys, uintptr_t values, int dtype, uintptr_t starts, uintptr_t contexts,

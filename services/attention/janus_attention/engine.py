@@ -57,7 +57,7 @@ class AttentionEngine(CohortEngine):
         options: EngineOptions,
     ) -> None:
         config = model.config
-        row = max(8 * config.hidden, 4 * config.hidden + 8 * config.moe.top_k)
+        row = max(8 * config.hidden, 4 * config.hidden + 12 * config.moe.top_k)
         super().__init__(
             transport,
             link,

@@ -158,10 +158,11 @@ class Forward:
         routers = self._routers
         logits_TE = router_logits(x_TD, routers.router_weight(index))
         ids_TK, weights_TK = route(logits_TE, routers.routing_spec(index), routers.bias(index))
-        middle = size + 4 * count * self._topk
+        # Weights before ids: eight-byte numbers where they are aligned.
+        middle = size + 8 * count * self._topk
         end = middle + 4 * count * self._topk
-        payload[size:middle].view(torch.int32).view(ids_TK.shape).copy_(ids_TK)
-        payload[middle:end].view(torch.float32).view(weights_TK.shape).copy_(weights_TK)
+        payload[size:middle].view(torch.float64).view(weights_TK.shape).copy_(weights_TK)
+        payload[middle:end].view(torch.int32).view(ids_TK.shape).copy_(ids_TK)
         return end
 
     def _await_replies(self, members: list[int]) -> None:

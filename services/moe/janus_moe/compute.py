@@ -65,7 +65,7 @@ class MoeCompute:
         return self._hosted is not None and expert in self._hosted.experts[layer]
 
     def gate(self, layer: int, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """EGate: top-k expert ids int32 [T, k] and weights fp32 [T, k] of hidden states fp32 [T, d]."""
+        """EGate: top-k expert ids int32 [T, k] and weights fp64 [T, k] of hidden states fp32 [T, d]."""
         logits = router_logits(x_TD, self._model.router_weight(layer))
         return route(logits, self._model.routing_spec(layer), self._model.bias(layer))
 
@@ -83,7 +83,7 @@ class MoeCompute:
             layer: MoE layer, counted from the first.
             x_TD: hidden states of the whole cohort in rank order, fp32.
             ids_TK: logical expert ids, int32.
-            weights_TK: routing weights, fp32.
+            weights_TK: routing weights, fp64.
             out_TD: fp64, overwritten; each contribution is a multiple of 2^-34 (docs/decisions/0002).
         """
         hosted = self._hosted

@@ -52,7 +52,7 @@ class MoeEngine(CohortEngine):
         self._topk = model.config.moe.top_k
         self._layers = model.num_layers
         # A request carries hidden states fp32 and, with AGate, ids and weights; a reply is fp64.
-        row = max(8 * self._hidden, 4 * self._hidden + 8 * self._topk)
+        row = max(8 * self._hidden, 4 * self._hidden + 12 * self._topk)
         super().__init__(
             transport,
             link,

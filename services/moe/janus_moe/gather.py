@@ -19,7 +19,7 @@ class Gathered:
     ids_TK: torch.Tensor | None
     """int32 [T, k] when the senders gated (AGate), else None."""
     weights_TK: torch.Tensor | None
-    """fp32 [T, k] likewise."""
+    """fp64 [T, k] likewise."""
     spans: tuple[tuple[int, int], ...]
     """Each sender's rows [start, end)."""
 
@@ -40,7 +40,7 @@ def check(frame: Frame, *, step: int, layer: int, layers: int, hidden: int, topk
     gated = bool(header.flags & Flag.GATED)
     if gated and header.topk != topk:
         refuse(f"{header.topk} experts per token; the model routes to {topk}")
-    expected = header.tokens * (4 * hidden + (8 * topk if gated else 0))
+    expected = header.tokens * (4 * hidden + (12 * topk if gated else 0))
     if header.payload_bytes != expected:
         refuse(f"{header.payload_bytes} bytes for {header.tokens} tokens; expected {expected}")
 
@@ -54,7 +54,7 @@ def gather(frames: Sequence[Frame], *, hidden: int, topk: int, num_experts: int)
     gated = bool(frames[0].header.flags & Flag.GATED)
     x_TD = torch.empty(total, hidden)
     ids_TK = torch.empty(total, topk, dtype=torch.int32) if gated else None
-    weights_TK = torch.empty(total, topk) if gated else None
+    weights_TK = torch.empty(total, topk, dtype=torch.float64) if gated else None
     spans = []
     row = 0
     for frame in frames:
@@ -65,14 +65,12 @@ def gather(frames: Sequence[Frame], *, hidden: int, topk: int, num_experts: int)
         size = 4 * hidden * count
         x_TD[row : row + count] = payload[:size].view(torch.float32).view(count, hidden)
         if ids_TK is not None and weights_TK is not None:
-            middle = size + 4 * topk * count
-            ids = payload[size:middle].view(torch.int32).view(count, topk)
+            middle = size + 8 * topk * count
+            ids = payload[middle : middle + 4 * topk * count].view(torch.int32).view(count, topk)
             if count and not 0 <= int(ids.min()) <= int(ids.max()) < num_experts:
                 raise ProtocolError(frame.header.source, f"sent expert ids outside 0..{num_experts - 1}")
             ids_TK[row : row + count] = ids
-            weights_TK[row : row + count] = (
-                payload[middle : middle + 4 * topk * count].view(torch.float32).view(count, topk)
-            )
+            weights_TK[row : row + count] = payload[size:middle].view(torch.float64).view(count, topk)
         spans.append((row, row + count))
         row += count
     return Gathered(x_TD=x_TD, ids_TK=ids_TK, weights_TK=weights_TK, spans=tuple(spans))

@@ -1,6 +1,6 @@
 """Routed experts: grouped SwiGLU and a combination whose rounding does not depend on the assignment.
 
-Each weighted output w*y is exact in float64 and is rounded to a multiple of 2^-34; sums of such numbers are
+Each weighted output w*y, a float64 product, is rounded to a multiple of 2^-34; sums of such numbers are
 exact in float64 while they stay below 2^19, hence the same in any order and over any split of experts over
 instances. Adding the partial sums and rounding once to float32 ends it. Larger sums lose the guarantee, not
 the value; NaN and infinities stay what they are.
@@ -92,7 +92,7 @@ def expert_ffn(
     Args:
         x_TD: fp32 hidden states.
         ids_TK: int32 logical expert ids.
-        weights_TK: fp32 routing weights.
+        weights_TK: routing weights, fp64 (others are widened).
         mine_TK: bool, the pairs to compute here.
         experts: weights of at least the experts that are mine.
         out_TD: fp64, overwritten.
@@ -109,10 +109,11 @@ def expert_ffn(
     if table is None:
         return reference_expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, out_TD)
     tokens, topk = ids_TK.shape
+    weights_TK = weights_TK.double().contiguous()
     for name, tensor, dtype, shape in (
         ("x", x_TD, torch.float32, (tokens, x_TD.shape[-1])),
         ("ids", ids_TK, torch.int32, (tokens, topk)),
-        ("weights", weights_TK, torch.float32, (tokens, topk)),
+        ("weights", weights_TK, torch.float64, (tokens, topk)),
         ("mine", mine_TK, torch.bool, (tokens, topk)),
         ("out", out_TD, torch.float64, tuple(x_TD.shape)),
     ):

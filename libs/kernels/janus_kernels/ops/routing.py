@@ -37,7 +37,10 @@ def router_logits(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
 def route(
     logits_TE: torch.Tensor, spec: RoutingSpec, bias_E: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k expert ids int32 [T, k], best first, and their weights fp32 [T, k]; the lowest id wins ties.
+    """Top-k expert ids int32 [T, k], best first, and their weights fp64 [T, k]; the lowest id wins ties.
+
+    Scores are float32, as the model was trained; they are divided in float64, so that renormalised weights sum to
+    one far below float32's rounding: in float32 the sum is off by an ulp now and then, which large outputs show.
 
     ``bias_E`` is added to the scores for choosing only.
     """
@@ -45,7 +48,7 @@ def route(
     scores_TE = scores_TE.softmax(-1) if spec.scoring == "softmax" else scores_TE.sigmoid()
     ranked_TE = scores_TE if bias_E is None else scores_TE + bias_E
     ids_TK = torch.sort(ranked_TE, dim=-1, descending=True, stable=True).indices[:, : spec.top_k]
-    weights_TK = scores_TE.gather(1, ids_TK)
+    weights_TK = scores_TE.gather(1, ids_TK).double()
     if spec.renormalize:
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
     return ids_TK.to(torch.int32), weights_TK * spec.scale if spec.scale != 1.0 else weights_TK
