@@ -80,7 +80,10 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def connect(self, peer: int, address: bytes) -> None:
-        """Make ``peer`` reachable. Returns at once; a bad address or a dead peer shows as PeerLost later."""
+        """Make ``peer`` reachable, anew when it was connected. Returns at once.
+
+        A bad address or a dead peer shows as PeerLost, here or later.
+        """
 
     @abc.abstractmethod
     def disconnect(self, peer: int) -> None:
@@ -104,7 +107,13 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def wait(
-        self, ready: Callable[[], bool], *, deadline: float, wake_fds: Sequence[int] = (), spin_us: int = 50
+        self,
+        ready: Callable[[], bool],
+        *,
+        deadline: float,
+        wake_fds: Sequence[int] = (),
+        spin_us: int = 50,
+        before_sleep: Callable[[], bool] | None = None,
     ) -> bool:
         """Make progress until ``ready()``.
 
@@ -114,9 +123,11 @@ class Transport(abc.ABC):
         Args:
             deadline: time.monotonic() value; WaitTimeout after it.
             wake_fds: file descriptors that end the wait when readable.
+            before_sleep: a dearer form of ``ready``, asked in its place before every sleep, after everything
+                that has happened so far was seen: what it overlooks is slept through.
 
         Returns:
-            True when ``ready()``, False when one of ``wake_fds`` is readable.
+            True when ``ready()`` or ``before_sleep()``, False when one of ``wake_fds`` is readable.
         """
 
     @abc.abstractmethod

@@ -20,8 +20,8 @@ from janus_transport.base import Bytes, PeerLost, Request, Transport, TransportE
 from janus_transport.framing import HEADER_BYTES, FrameError, Header, decode
 
 _LOG = logging.getLogger("janus.transport")
-_RECLAIM_S = 30.0
-_ALIVE_EVERY_S = 0.002
+_RECLAIM_S = 1.0
+_SEND_AGAIN_S = 30.0
 _HANDLES = 64
 
 
@@ -40,8 +40,13 @@ class SendBuffer:
     __slots__ = ("handles", "payload", "raw", "requests")
 
     def __init__(self, max_payload: int) -> None:
-        self.raw: Bytes = np.empty(HEADER_BYTES + max_payload, np.uint8)
+        self.renew(HEADER_BYTES + max_payload)
+
+    def renew(self, size: int) -> None:
+        """Take fresh memory. What is still under way keeps the old until the transport lets go of it."""
+        self.raw: Bytes = np.empty(size, np.uint8)
         self.payload: Bytes = self.raw[HEADER_BYTES:]
+        """uint8 [max_payload]. Take it anew after every :meth:`Exchange.reclaim`."""
         self.requests: list[Request] = []
         self.handles: dict[int, Any] = {}
         """Prepared views on the first so many bytes; steps repeat a few sizes."""
@@ -82,8 +87,13 @@ class Exchange:
         """Frames dropped: malformed, oversized, or of a sender that is not who it says."""
 
     def set_peers(self, peers: Mapping[int, bytes]) -> None:
-        """Talk to exactly these members: new ones are connected, others forgotten, the rest left as they are."""
-        for member in [m for m, address in self._addresses.items() if peers.get(m) != address]:
+        """Talk to exactly these members: new ones are connected, others forgotten, the rest left as they are.
+
+        One that is kept though its link has failed is connected anew: it may have come back, or closed the
+        link on its side while it was out of the cohort. Raises PeerLost when it cannot be; the others that
+        follow are then not connected until the next call.
+        """
+        for member in [m for m, a in self._addresses.items() if peers.get(m) != a or self.lost(m)]:
             self._transport.disconnect(member)
             del self._addresses[member], self._links[member]
         for member, address in peers.items():
@@ -101,15 +111,27 @@ class Exchange:
         return SendBuffer(self._max_payload)
 
     def reclaim(self, buffer: SendBuffer) -> None:
-        """Wait until earlier sends of ``buffer`` are over, so that it may be written. WaitTimeout after 30 s."""
-        if buffer.busy():
-            self._transport.wait(lambda: not buffer.busy(), deadline=time.monotonic() + _RECLAIM_S)
+        """Make ``buffer`` writable: wait for its earlier sends or, after a second, give it fresh memory.
+
+        A send to a peer that is stopped or gone may never be over, and its memory must not change under it.
+        """
+        if buffer.requests and buffer.busy():
+            try:
+                self._transport.wait(lambda: not buffer.busy(), deadline=time.monotonic() + _RECLAIM_S)
+            except WaitTimeout:
+                buffer.renew(buffer.raw.nbytes)
         buffer.requests.clear()
 
     def send(self, peers: Sequence[int], header: Header, buffer: SendBuffer) -> None:
-        """Start sending the same frame to each of ``peers``. Raises PeerLost; see :meth:`reclaim`."""
+        """Start sending the same frame to each of ``peers``.
+
+        Call :meth:`reclaim` before filling the buffer again. Where that was left out, this waits for the
+        buffer's earlier sends, WaitTimeout after 30 s. Raises PeerLost, FrameError for a header out of range.
+        """
         if header.payload_bytes > buffer.payload.nbytes:
             raise FrameError(f"payload of {header.payload_bytes} bytes; at most {buffer.payload.nbytes} fit")
+        if buffer.requests and buffer.busy():
+            self._transport.wait(lambda: not buffer.busy(), deadline=time.monotonic() + _SEND_AGAIN_S)
         header.encode_into(buffer.raw)
         size = HEADER_BYTES + header.payload_bytes
         message = buffer.handles.get(size)
@@ -197,20 +219,17 @@ class Exchange:
         if ready():
             return True
         gone: list[int] = []
-        checked = time.monotonic()
 
-        def done() -> bool:
-            nonlocal checked
+        def ready_or_lost() -> bool:
             if ready():
                 return True
-            now = time.monotonic()
-            if now - checked > _ALIVE_EVERY_S:
-                checked = now
-                gone.extend(peer for peer in waiting_for() if self.lost(peer))
+            gone.extend(peer for peer in waiting_for() if self.lost(peer))
             return bool(gone)
 
         try:
-            result = self._transport.wait(done, deadline=deadline, wake_fds=wake_fds)
+            result = self._transport.wait(
+                ready, deadline=deadline, wake_fds=wake_fds, before_sleep=ready_or_lost
+            )
         except WaitTimeout:
             raise WaitTimeout(tuple(waiting_for())) from None
         if gone and not ready():

@@ -88,6 +88,11 @@ class Header:
         except struct.error as error:
             raise FrameError(f"header field out of range: {error} in {self}") from error
 
+    @staticmethod
+    def decode(buffer: Bytes) -> Header:
+        """:func:`decode`."""
+        return decode(buffer)
+
 
 def decode(buffer: Bytes) -> Header:
     """Header of a received frame. Raises FrameError naming the field, its value and what is allowed."""

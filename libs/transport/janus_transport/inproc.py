@@ -135,14 +135,21 @@ class InprocTransport(Transport):
             os.eventfd_write(self._event, 1)
 
     def wait(
-        self, ready: Callable[[], bool], *, deadline: float, wake_fds: Sequence[int] = (), spin_us: int = 50
+        self,
+        ready: Callable[[], bool],
+        *,
+        deadline: float,
+        wake_fds: Sequence[int] = (),
+        spin_us: int = 50,
+        before_sleep: Callable[[], bool] | None = None,
     ) -> bool:
         del spin_us  # threads of one interpreter gain nothing by spinning
         poller = select.poll()
         for fd in (self._event, *wake_fds):
             poller.register(fd, select.POLLIN)
+        last_look = before_sleep or ready
         while True:
-            if ready():
+            if last_look():
                 return True
             left = deadline - time.monotonic()
             if left <= 0:

@@ -3,12 +3,17 @@
 The only module that touches UCXX, whose Python API is private (``ucxx._lib``) and pinned. UCX reads its
 environment when a context is made: the defaults below are set here, once, before the import, and never over
 what the user has set.
+
+What UCX does not see, only leases and deadlines do: a peer that is stopped or cut off, and over shared memory
+a killed one that its parent has not reaped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import select
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +26,9 @@ _DEFAULTS = {
     "UCX_MM_ERROR_HANDLING": "y",
     # A killed peer is noticed after one round.
     "UCX_KEEPALIVE_INTERVAL": "1s",
+    # Else the first large message waits for the peer's answer over a lane that keepalive does not check, and
+    # a peer killed meanwhile is never noticed.
+    "UCX_RESOLVE_REMOTE_EP_ID": "y",
     "UCX_RNDV_THRESH": "256k",
     "UCX_TCP_TX_SEG_SIZE": "256k",
     "UCX_TCP_RX_SEG_SIZE": "256k",
@@ -33,7 +41,12 @@ _CPU_TLS = "shm,tcp"
 _TAG_KIND = 0x4A4E5331 << 32
 """High half of every tag: "JNS1". The low half is the sender's member number."""
 _SLEEP_S = 0.5
-_RETIRE_S = 5.0
+_RETIRE_S = 1.0
+_STUCK_S = 0.05
+_STUCK_LAME_S = 0.001
+_NAP_S = 0.01
+_RESOURCE = re.compile(r"^#\s+resource \d+ .*\s(\S+)/\S+\s*$", re.MULTILINE)
+"""A line of a context's description, ``#  resource 0 : md 0 dev 0 flags -- tcp/eth0``: the transport's name."""
 
 
 def _has_accelerator_or_rdma() -> bool:
@@ -57,6 +70,13 @@ def _load() -> tuple[Any, Any]:
             f"UCXX cannot be imported ({error}); install janus-mesh-transport[ucx], or a UCXX build for this machine"
         ) from error
     return libucxx, Array
+
+
+def _poller(*fds: int) -> select.poll:
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return poller
 
 
 class _UcxRequest(Request):
@@ -100,6 +120,7 @@ class UcxTransport(Transport):
         # Requests of closed endpoints, held until UCX lets go of their buffers.
         self._retired: list[_UcxRequest] = []
         self._open: dict[int, list[_UcxRequest]] = {}
+        self._failed = False
         self._closed = False
 
     @property
@@ -107,9 +128,12 @@ class UcxTransport(Transport):
         return self._address
 
     def describe(self) -> str:
-        return f"ucx {os.environ.get('UCX_TLS', 'auto')}"
+        """``ucx: tcp, sysv, posix, cma``: what UCX has opened here; each pair takes the best both have."""
+        opened = dict.fromkeys(_RESOURCE.findall(self._context.info))  # a transport has a row per device
+        return f"ucx: {', '.join(opened) or os.environ.get('UCX_TLS', 'auto')}"
 
     def connect(self, peer: int, address: bytes) -> None:
+        self.disconnect(peer)
         try:
             remote = self._ucx.UCXAddress.create_from_buffer(address)
             endpoint = self._ucx.UCXEndpoint.create_from_worker_address(self._worker, remote, True)
@@ -123,9 +147,12 @@ class UcxTransport(Transport):
         endpoint = self._endpoints.pop(peer, None)
         if endpoint is None:
             return
-        # A failed endpoint has been closed by UCX already, its receives cancelled; closing it again crashes.
+        # The blocking kind, which forces and takes microseconds even when the peer is stopped: the other leaves
+        # the posted receives behind, and they take the messages of a peer that comes back with its number.
         if endpoint.alive:
-            endpoint.close()
+            endpoint.close_blocking()
+        else:
+            self._failed = True
         self._retire(peer)
 
     def _retire(self, peer: int) -> None:
@@ -172,15 +199,23 @@ class UcxTransport(Transport):
         return request
 
     def wait(
-        self, ready: Callable[[], bool], *, deadline: float, wake_fds: Sequence[int] = (), spin_us: int = 50
+        self,
+        ready: Callable[[], bool],
+        *,
+        deadline: float,
+        wake_fds: Sequence[int] = (),
+        spin_us: int = 50,
+        before_sleep: Callable[[], bool] | None = None,
     ) -> bool:
         worker = self._worker
         progress = worker.progress
+        last_look = before_sleep or ready
         progress()
         if ready():
             return True
         spin_until = time.monotonic() + spin_us * 1e-6
-        poller: select.poll | None = None
+        stuck_since = 0.0
+        napper = sleeper = None
         while True:
             progress()
             if ready():
@@ -191,21 +226,32 @@ class UcxTransport(Transport):
             if now < spin_until:
                 os.sched_yield()
                 continue
-            if poller is None:
-                poller = select.poll()
-                for fd in (worker.epoll_file_descriptor, *wake_fds):
-                    poller.register(fd, select.POLLIN)
-            # Arming fails while events are pending: then there is progress to make first.
-            if not worker.arm():
-                continue
-            # What completed before arm() did not raise an event.
-            if ready():
+            if sleeper is None or napper is None:
+                napper, sleeper = _poller(*wake_fds), _poller(worker.epoll_file_descriptor, *wake_fds)
+            # Arming fails while something is pending: then there is progress to make first. What completes
+            # before arm() raises no event, hence the last look.
+            armed = worker.arm()
+            if last_look():
                 return True
-            events = [fd for fd, _ in poller.poll(min(deadline - now, _SLEEP_S) * 1000 + 1)]
-            if any(fd in wake_fds for fd in events):
+            if armed:
+                stuck_since = 0.0
+                events = sleeper.poll(math.ceil(min(deadline - now, _SLEEP_S) * 1000))
+            else:
+                stuck_since = stuck_since or now
+                if now - stuck_since < (_STUCK_LAME_S if self._lame() else _STUCK_S):
+                    os.sched_yield()
+                    continue
+                # UCX's descriptor says nothing, or cries all the time, while it is not armed.
+                events = napper.poll(math.ceil(min(deadline - now, (now - stuck_since) / 2, _NAP_S) * 1000))
+            if any(fd in wake_fds for fd, _ in events):
                 return False
             if self._retired:
                 self._retired = [r for r in self._retired if not r.done()]
+
+    def _lame(self) -> bool:
+        """Whether a peer has failed. One killed amid a transfer over shared memory leaves UCX with a flush that
+        it tries again for ever; it then cannot be armed, and waits nap in between instead of spinning."""
+        return self._failed or not all(endpoint.alive for endpoint in self._endpoints.values())
 
     def close(self) -> None:
         if self._closed:

@@ -133,7 +133,8 @@ class WorkerHost(abc.ABC, Generic[S]):
         assert self._keeper is not None
         address = base64.b64encode(bytes.fromhex(self.hello["address"])).decode()
         await self._keeper.update(
-            state=WorkerState.READY, detail="waiting for a cohort", transport=self.hello["transport"],
+            state=WorkerState.READY, detail="waiting for a cohort",
+            transport=self.hello["transport"].partition(":")[0],  # channels may differ between hosts
             transport_address=address, **self.lease_fields(),
         )  # fmt: skip
         server.set_serving(True)
