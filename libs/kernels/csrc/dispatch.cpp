@@ -1,6 +1,7 @@
+#include <atomic>
 #include <cstring>
 
-#include "kernels.h"
+#include "engine.h"
 
 namespace janus {
 
@@ -16,6 +17,24 @@ const KernelTable *select(const char *force) {
         return &kAvx2;
 #endif
     return wanted(kPortable) ? &kPortable : nullptr;
+}
+
+namespace {
+
+std::atomic<const KernelTable *> chosen{nullptr};
+
+}  // namespace
+
+const KernelTable &kernels() {
+    const KernelTable *table = chosen.load(std::memory_order_relaxed);
+    if (!table) chosen.store(table = select(nullptr));
+    return *table;
+}
+
+bool use_kernels(const char *name) {
+    const KernelTable *table = select(name);
+    if (table) chosen.store(table);
+    return table != nullptr;
 }
 
 }  // namespace janus

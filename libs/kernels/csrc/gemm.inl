@@ -1,157 +1,233 @@
-// Products of tokens and weight rows: register tiles, and the walk over a block of rows.
-// Weights are read once per call, front to back; what comes next is asked for one tile ahead.
+// Products of weight rows and token rows. Included by kernels.inl.
 
-namespace janus {
-namespace {
+// What to fetch into the second cache meanwhile: `lines` cache lines from `at` on for every sixteen elements of
+// the rows at hand, `step` bytes further each time. In order of address and every other line: the processor
+// fetches ahead by itself once it sees the order, and has few places for what is under way.
+struct Ahead {
+    const char *at = nullptr;
+    int64_t step = 0;
+    int lines = 0;
+};
 
-constexpr int kRows = JANUS_ROWS;      // weight rows of a register tile
-constexpr int kTokens = JANUS_TOKENS;  // tokens of a register tile
-constexpr int kLine = 64;              // bytes of a cache line
-constexpr int64_t kColumns = 32;       // weight rows of a block
-constexpr int64_t kGroup = 96;         // tokens of a block: whole register tiles
-
-// out[c][r] = x[c] . w[r * stride ..] over k. Ahead: also ask for the R rows at `ahead`.
-template <class W, int R, int C, bool Ahead>
-__attribute__((noinline)) void tile(const float *const *x, const typename W::T *w, int64_t stride, int64_t k,
-                                    const typename W::T *ahead, int64_t ahead_stride, float (*out)[R]) {
-    constexpr int64_t kStep = kLine / sizeof(typename W::T);  // elements of a cache line
-    Lanes acc[C][R];
-    for (int c = 0; c < C; ++c)
-        for (int r = 0; r < R; ++r) acc[c][r] = zero();
-    const float *xs[C];
-    for (int c = 0; c < C; ++c) xs[c] = x[c];
-    const auto step = [&](int64_t i) {
-        Lanes wv[R];
-        for (int r = 0; r < R; ++r) wv[r] = W::load(w + r * stride + i);
-        for (int c = 0; c < C; ++c) {
-            const Lanes xv = load_f32(xs[c] + i);
-            for (int r = 0; r < R; ++r) acc[c][r] = fma(wv[r], xv, acc[c][r]);
-        }
-    };
-    const int64_t whole = k - k % kLanes;
-    int64_t i = 0;
-    for (; i + kStep <= whole; i += kStep) {
-        if constexpr (Ahead)
-            for (int r = 0; r < R; ++r) prefetch(ahead + r * ahead_stride + i);
-        for (int64_t j = 0; j < kStep; j += kLanes) step(i + j);
+// Sums of R weight rows by C tokens over elements [k0, k1), PN parts of each sixteen from `part` on.
+template <class W, int R, int C, int PN>
+JANUS_INLINE void run_parts(const typename W::T *const (&w)[R], const float *const (&x)[C], int64_t k0, int64_t k1,
+                            int part, Ahead &ahead, Part (&acc)[R][C][PN]) {
+    for (int64_t i = k0; i < k1; i += kLanes) {
+        unroll<PN>([&](auto p) {
+            const int64_t at = i + (part + p) * kWidth;
+            Part xv[C];
+            unroll<C>([&](auto c) { xv[c] = load(x[c] + at); });
+            unroll<R>([&](auto r) {
+                const Part wv = W::load(w[r] + at);
+                unroll<C>([&](auto c) { acc[r][c][p] = fma(wv, xv[c], acc[r][c][p]); });
+            });
+        });
+        for (int line = 0; line < ahead.lines; line += 2) prefetch(ahead.at + line * kLine);
+        ahead.at += ahead.step;
     }
-    for (; i < whole; i += kLanes) step(i);
-    if (whole < k) {
-        for (int r = 0; r < R; ++r) {
-            const Lanes wv = load_tail<W>(w + r * stride + whole, k - whole);
-            for (int c = 0; c < C; ++c) acc[c][r] = fma(wv, load_tail<F32>(xs[c] + whole, k - whole), acc[c][r]);
-        }
+}
+
+// What is past a whole number of sixteens: zeros follow it.
+template <class W, int R, int C, int PN>
+JANUS_INLINE void run_tail(const typename W::T *const (&w)[R], const float *const (&x)[C], int64_t k0, int64_t count,
+                     int part, Part (&acc)[R][C][PN]) {
+    typename W::T wt[R][kLanes] = {};
+    float xt[C][kLanes] = {};
+    const typename W::T *wp[R];
+    const float *xp[C];
+    for (int r = 0; r < R; ++r) {
+        std::memcpy(wt[r], w[r] + k0, count * sizeof(typename W::T));
+        wp[r] = wt[r];
     }
     for (int c = 0; c < C; ++c) {
-        int r = 0;
-        for (; r + 4 <= R; r += 4) reduce4(acc[c][r], acc[c][r + 1], acc[c][r + 2], acc[c][r + 3], out[c] + r);
-        for (; r < R; ++r) out[c][r] = reduce(acc[c][r]);
+        std::memcpy(xt[c], x[c] + k0, count * sizeof(float));
+        xp[c] = xt[c];
+    }
+    Ahead none;
+    run_parts<W, R, C, PN>(wp, xp, 0, kLanes, part, none, acc);
+}
+
+// Continues the sums of R rows by C tokens over elements [k0, k1) of k; sums: floats [kParts, R, C, kWidth].
+template <class W, int R, int C>
+JANUS_NOINLINE void advance(const typename W::T *const (&w)[R], const float *const (&x)[C], int64_t k0, int64_t k1,
+                            int64_t k, Ahead ahead, float *sums) {
+    const int64_t whole = k - k % kLanes, end = k1 < whole ? k1 : whole;
+    // With too few registers for all sixteen sums, each half has its own pass.
+    constexpr int PN = R * C * kParts <= kSums ? kParts : 1;
+    for (int part = 0; part < kParts; part += PN) {
+        Part acc[R][C][PN];
+        const auto each = [](auto f) {
+            unroll<PN>([&](auto p) { unroll<R>([&](auto r) { unroll<C>([&](auto c) { f(r, c, p); }); }); });
+        };
+        const auto place = [&](int r, int c, int p) { return sums + (((part + p) * R + r) * C + c) * kWidth; };
+        if (k0 == 0) each([&](auto r, auto c, auto p) { acc[r][c][p] = zero(); });
+        else each([&](auto r, auto c, auto p) { acc[r][c][p] = load(place(r, c, p)); });
+        run_parts<W, R, C, PN>(w, x, k0, end, part, ahead, acc);
+        if (k1 > whole) run_tail<W, R, C, PN>(w, x, whole, k - whole, part, acc);
+        each([&](auto r, auto c, auto p) { store(place(r, c, p), acc[r][c][p]); });
     }
 }
 
-// C tokens with C known when this runs.
-template <class W, int R, bool Ahead, int C = kTokens>
-inline void tile_of(int64_t count, const float *const *x, const typename W::T *w, int64_t stride, int64_t k,
-                    const typename W::T *ahead, int64_t ahead_stride, float (*out)[R]) {
-    if constexpr (C > 1) {
-        if (count < C) return tile_of<W, R, Ahead, C - 1>(count, x, w, stride, k, ahead, ahead_stride, out);
-    }
-    tile<W, R, C, Ahead>(x, w, stride, k, ahead, ahead_stride, out);
+template <int R, int C>
+JANUS_INLINE Half folded(const float *sums, int r, int c) {
+    const float *at = sums + (r * C + c) * kWidth;
+    return fold(at, at + R * C * kWidth);
 }
 
-struct Widened;
-struct FirstBlock;
-struct SecondBlock;
-
-// This thread's buffer of that name, of at least `size` floats.
-template <class Name>
-inline float *scratch(int64_t size) {
-    thread_local std::unique_ptr<float[]> buffer;
-    thread_local int64_t room = 0;
-    if (room < size) {
-        buffer.reset(new float[size]);
-        room = size;
-    }
-    return buffer.get();
+// The part of what is fetched ahead that falls to a tile at `done` of `all` elements. A tile that goes over its
+// elements in several passes fetches in each of them.
+inline Ahead share(const void *next, int64_t bytes, int64_t done, int64_t all) {
+    const int64_t step = bytes * kLanes / all;
+    return {static_cast<const char *>(next) + bytes * done / all, step, static_cast<int>((step + kLine - 1) / kLine)};
 }
 
-// Rows [n, n + R) for every token.
-template <class W, int R, class X, class Out>
-inline void rows_tile(const X &x, int64_t tokens, int64_t k, const typename W::T *w, int64_t n,
-                      const typename W::T *ahead, const Out &out) {
-    float result[kTokens][R];
-    const float *xs[kTokens];
-    const typename W::T *rows = w + n * k;
-    const auto batch = [&](int64_t t, auto &&multiply) {
-        const int64_t count = tokens - t < kTokens ? tokens - t : kTokens;
-        for (int64_t c = 0; c < count; ++c) xs[c] = x(t + c);
-        multiply(count);
-        for (int64_t c = 0; c < count; ++c) out(t + c, n, result[c]);
-        return count;
-    };
-    if (sizeof(typename W::T) < 4 && tokens > 2 * kTokens) {
-        // Each weight meets many tokens: widen it once.
-        const int64_t stride = k + kLanes, whole = k - k % kLanes;
-        float *wide = scratch<Widened>(R * stride);
-        for (int r = 0; r < R; ++r) {
-            for (int64_t i = 0; i < whole; i += kLanes) {
-                prefetch(ahead + r * k + i);
-                store_f32(wide + r * stride + i, W::load(rows + r * k + i));
+// Every token by four weight rows, in groups of as equal a size as can be; out(t, values) gets the four
+// products of each token. Long rows go in stretches, so that theirs stays in the nearest cache for all tokens.
+// `next`, `bytes`: what is read after this, fetched meanwhile.
+template <class W, class X, class Out>
+inline void rows4(const X &x, int64_t tokens, int64_t k, const typename W::T *const (&w)[4], const void *next,
+                  int64_t bytes, const Out &out) {
+    const int64_t groups = (tokens + kTokens - 1) / kTokens, room = 4 * kTokens * kLanes;
+    float few[room], *sums = groups == 1 ? few : scratch(3, groups * room);
+    const int64_t stretch = groups == 1 && kParts == 1 ? k : kPass;
+    for (int64_t k0 = 0; k0 < k; k0 += stretch) {
+        const int64_t k1 = k0 + stretch < k ? k0 + stretch : k;
+        int64_t t = 0;
+        for (int64_t g = 0; g < groups; ++g) {
+            const int64_t count = (tokens - t + groups - g - 1) / (groups - g);
+            float *mine = sums + g * room;
+            const Ahead ahead = next ? share(next, bytes, k0 * groups + g * (k1 - k0), groups * k) : Ahead{};
+            const auto run = [&](auto size) {
+                constexpr int C = decltype(size)::value;
+                const float *rows[C];
+                for (int c = 0; c < C; ++c) rows[c] = x(t + c);
+                advance<W, 4, C>(w, rows, k0, k1, k, ahead, mine);
+                if (k1 < k) return;
+                for (int c = 0; c < C; c += 2) {
+                    Half eight[8];
+                    for (int r = 0; r < 4; ++r) {
+                        eight[r] = folded<4, C>(mine, r, c);
+                        eight[4 + r] = c + 1 < C ? folded<4, C>(mine, r, c + 1) : half_zero();
+                    }
+                    float values[8];
+                    finish(eight, values);
+                    out(t + c, values);
+                    if (c + 1 < C) out(t + c + 1, values + 4);
+                }
+            };
+            static_assert(kTokens <= 6, "a case for each size");
+            switch (count) {
+                case 1: run(Size<1>{}); break;
+                case 2: run(Size<kTokens < 2 ? 1 : 2>{}); break;
+                case 3: run(Size<kTokens < 3 ? 1 : 3>{}); break;
+                case 4: run(Size<kTokens < 4 ? 1 : 4>{}); break;
+                case 5: run(Size<kTokens < 5 ? 1 : 5>{}); break;
+                default: run(Size<kTokens < 6 ? 1 : 6>{}); break;
             }
-            for (int64_t i = whole; i < k; ++i) wide[r * stride + i] = W::one(rows[r * k + i]);
+            t += count;
         }
-        for (int64_t t = 0; t < tokens;)
-            t += batch(t, [&](int64_t c) { tile_of<F32, R, false>(c, xs, wide, stride, k, nullptr, 0, result); });
-        return;
     }
-    int64_t t = batch(0, [&](int64_t c) { tile_of<W, R, true>(c, xs, rows, k, k, ahead, k, result); });
-    while (t < tokens)
-        t += batch(t, [&](int64_t c) { tile_of<W, R, false>(c, xs, rows, k, k, nullptr, 0, result); });
 }
 
-// block[t * kColumns + n - n0] = x(t) . row n, for rows n of [n0, n1), at most kColumns.
-// `after`: what this thread reads next (or null).
-template <class W, class X>
+// out(t, n, values, count): the products of token t with rows n .. n + count of [n0, n1), count 1..8.
+// `after`: what this thread probably reads next, or null.
+template <class W, class X, class Out>
 void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0, int64_t n1, const void *after,
-          float *block) {
+          const Out &out) {
     using T = typename W::T;
-    const auto *w = static_cast<const T *>(weights);
-    const auto *then = static_cast<const T *>(after);
-    const auto next = [&](int64_t n) { return n < n1 || !then ? w + n * k : then; };
-    const auto out = [&](int64_t t, int64_t n, const auto &value) {
-        std::memcpy(block + t * kColumns + n - n0, value, sizeof(value));
-    };
+    const T *w = static_cast<const T *>(weights);
+    const auto next = [&](int64_t n) -> const void * { return n < n1 ? w + n * k : after; };
     int64_t n = n0;
-    if (tokens == 1) {
-        // More rows at once, to keep as many loads under way.
-        const float *const row = x(0);
-        float result[1][8];
+    if (kWideRows && tokens == 1) {
+        // One token: more rows at once keep more loads under way.
         for (; n + 8 <= n1; n += 8) {
-            tile<W, 8, 1, true>(&row, w + n * k, k, k, next(n + 8), k, result);
-            out(0, n, result[0]);
+            const T *rows[8];
+            for (int r = 0; r < 8; ++r) rows[r] = w + (n + r) * k;
+            const float *xs[1] = {x(0)};
+            float sums[8 * kLanes], values[8];
+            const void *then = next(n + 8);
+            advance<W, 8, 1>(rows, xs, 0, k, k, then ? share(then, 8 * k * sizeof(T), 0, k) : Ahead{}, sums);
+            Half eight[8];
+            for (int r = 0; r < 8; ++r) eight[r] = folded<8, 1>(sums, r, 0);
+            finish(eight, values);
+            out(0, n, values, 8);
         }
     }
-    for (; n + kRows <= n1; n += kRows) rows_tile<W, kRows>(x, tokens, k, w, n, next(n + kRows), out);
-    for (; n < n1; ++n) rows_tile<W, 1>(x, tokens, k, w, n, next(n + 1), out);
-}
-
-template <class X>
-void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
-              float *block) {
-    switch (w.dtype) {
-        case DType::f32: return gemm<F32>(x, tokens, k, w.data, n0, n1, after, block);
-        case DType::bf16: return gemm<BF16>(x, tokens, k, w.data, n0, n1, after, block);
-        case DType::f16: return gemm<F16>(x, tokens, k, w.data, n0, n1, after, block);
+    // Widening a row costs as much as a few products with it: do it once where many tokens use it.
+    const bool widen = sizeof(T) < 4 && tokens > 2 * kTokens;
+    for (; n < n1; n += 4) {
+        const int64_t count = n1 - n < 4 ? n1 - n : 4, bytes = 4 * k * static_cast<int64_t>(sizeof(T));
+        const T *rows[4];
+        for (int r = 0; r < 4; ++r) rows[r] = w + (n + (r < count ? r : 0)) * k;
+        const auto emit = [&](int64_t t, const float *values) {
+            if (count == 4) out(t, n, values, 4);
+            else out(t, n, values, count);
+        };
+        if constexpr (sizeof(T) < 4) {
+            if (widen) {
+                const int64_t stride = k + kLineFloats;
+                float *buffer = scratch(0, 4 * stride);
+                const float *wide[4];
+                for (int r = 0; r < 4; ++r) {
+                    widen_row<W>(rows[r], k, buffer + r * stride);
+                    wide[r] = buffer + r * stride;
+                }
+                rows4<F32>(x, tokens, k, wide, next(n + 4), bytes, emit);
+                continue;
+            }
+        }
+        rows4<W>(x, tokens, k, rows, next(n + 4), bytes, emit);
     }
 }
 
-// Calls fn(first token, tokens, n0, n1) over groups that the second cache holds: kColumns rows, kGroup tokens.
-template <class F>
-inline void in_blocks(int64_t tokens, int64_t n0, int64_t n1, const F &fn) {
-    for (int64_t n = n0; n < n1; n += kColumns)
-        for (int64_t t = 0; t < tokens; t += kGroup)
-            fn(t, tokens - t < kGroup ? tokens - t : kGroup, n, n1 - n < kColumns ? n1 : n + kColumns);
+template <class X, class Out>
+void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
+              const Out &out) {
+    switch (w.dtype) {
+        case DType::f32: return gemm<F32>(x, tokens, k, w.data, n0, n1, after, out);
+        case DType::bf16: return gemm<BF16>(x, tokens, k, w.data, n0, n1, after, out);
+        case DType::f16: return gemm<F16>(x, tokens, k, w.data, n0, n1, after, out);
+    }
 }
 
-}  // namespace
-}  // namespace janus
+void linear(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0,
+            int64_t n1, const void *after, int64_t n_total, float *out) {
+    gemm_any([=](int64_t t) { return x + t * x_stride; }, tokens, k, w, n0, n1, after,
+             [=](int64_t t, int64_t n, const float *values, int64_t count) {
+                 float *o = out + t * n_total + n;
+                 for (int64_t i = 0; i < count; ++i) o[i] = bias ? values[i] + bias[n + i] : values[i];
+             });
+}
+
+void gate_up(const float *x, int64_t x_stride, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up,
+             int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride) {
+    const auto at = [=](int64_t t) { return x + static_cast<int64_t>(rows ? rows[t] : t) * x_stride; };
+    const int64_t width = n1 - n0;
+    float *ups = scratch(1, tokens * width);
+    const auto copy = [](float *to, const float *values, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+    };
+    gemm_any(at, tokens, k, gate, n0, n1, row_of(up, n0, k), [=](int64_t t, int64_t n, const float *values, int64_t count) {
+        copy(out + t * out_stride + n, values, count);
+    });
+    gemm_any(at, tokens, k, up, n0, n1, after, [=](int64_t t, int64_t n, const float *values, int64_t count) {
+        copy(ups + t * width + n - n0, values, count);
+    });
+    for (int64_t t = 0; t < tokens; ++t) {
+        float *g = out + t * out_stride + n0;
+        const float *u = ups + t * width;
+        for (int64_t n = 0; n < width; ++n) g[n] = g[n] / (1.0f + exp_one(-g[n])) * u[n];
+    }
+}
+
+void down_add(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens, int64_t k,
+              Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out) {
+    gemm_any([=](int64_t t) { return h + t * h_stride; }, tokens, k, down, n0, n1, after,
+             [=](int64_t t, int64_t n, const float *values, int64_t count) {
+                 const double scale = weight[t];
+                 double *o = out + static_cast<int64_t>(rows[t]) * n_total + n;
+                 for (int64_t i = 0; i < count; ++i)
+                     o[i] += (static_cast<double>(values[i]) * scale + kGrid) - kGrid;
+             });
+}

@@ -1,135 +1,106 @@
-// Body of the kernels; included with JANUS_TABLE, JANUS_NAME, JANUS_ROWS and JANUS_TOKENS defined.
+// Body of the kernels of one instruction set; included with JANUS_TABLE, JANUS_NAME, JANUS_TOKENS and
+// JANUS_WIDE defined.
 
-#include <memory>
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "kernels.h"
 #include "lanes.h"
-
-#include "gemm.inl"
-
-#include "attend.inl"
+#include "mix.h"
 
 namespace janus {
 namespace {
 
+constexpr int kTokens = JANUS_TOKENS;     // tokens of a register tile of four weight rows
+constexpr bool kWideRows = JANUS_WIDE;    // whether eight rows by one token fit the registers
+constexpr int kSums = 4 * kTokens;        // Parts that fit the registers beside what is being loaded
+constexpr int64_t kPass = 512 * (3 - kParts);  // elements of a row taken at once
+constexpr int64_t kLine = 64;             // bytes of a cache line
+constexpr int64_t kLineFloats = 16;
 constexpr double kGrid = 1.5 * 262144.0;  // adding and subtracting it rounds to a multiple of 2^-34
 
-void linear(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0,
-            int64_t n1, const void *after, int64_t n_total, float *out) {
-    in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
-        float *block = scratch<FirstBlock>(kGroup * kColumns);
-        gemm_any([=](int64_t t) { return x + (first + t) * x_stride; }, count, k, w, from, to, after, block);
-        for (int64_t t = 0; t < count; ++t) {
-            const float *value = block + t * kColumns;
-            float *row = out + (first + t) * n_total + from;
-            for (int64_t n = 0; n < to - from; ++n) row[n] = bias ? value[n] + bias[from + n] : value[n];
-        }
-    });
+// Register tiles are loops whose every index is a constant, in functions of their own: left to itself the
+// compiler keeps some of their sums in memory.
+#define JANUS_INLINE inline __attribute__((always_inline))
+#define JANUS_NOINLINE __attribute__((noinline))
+
+template <int N>
+using Size = std::integral_constant<int, N>;
+
+template <class F, int... I>
+JANUS_INLINE void unroll_over(const F &f, std::integer_sequence<int, I...>) {
+    (f(Size<I>{}), ...);
 }
 
-void gate_up(const float *x, int64_t x_stride, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up,
-             int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride) {
-    const int64_t bytes = up.dtype == DType::f32 ? 4 : 2;
-    in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
-        const auto at = [=](int64_t t) { return x + static_cast<int64_t>(rows[first + t]) * x_stride; };
-        float *g = scratch<FirstBlock>(kGroup * kColumns), *u = scratch<SecondBlock>(kGroup * kColumns);
-        gemm_any(at, count, k, gate, from, to, static_cast<const char *>(up.data) + from * k * bytes, g);
-        gemm_any(at, count, k, up, from, to, after, u);
-        for (int64_t t = 0; t < count; ++t, g += kColumns, u += kColumns) {
-            float *row = out + (first + t) * out_stride + from;
-            for (int64_t n = 0; n < to - from; ++n) row[n] = g[n] / (1.0f + exp_one(-g[n])) * u[n];
-        }
-    });
+// f(0), f(1), .. f(N - 1), each number a constant.
+template <int N, class F>
+JANUS_INLINE void unroll(const F &f) {
+    unroll_over(f, std::make_integer_sequence<int, N>{});
 }
 
-void down_add(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens, int64_t k,
-              Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total, double *out) {
-    in_blocks(tokens, n0, n1, [&](int64_t first, int64_t count, int64_t from, int64_t to) {
-        float *y = scratch<FirstBlock>(kGroup * kColumns);
-        gemm_any([=](int64_t t) { return h + (first + t) * h_stride; }, count, k, down, from, to, after, y);
-        for (int64_t t = 0; t < count; ++t, y += kColumns) {
-            double *row = out + static_cast<int64_t>(rows[first + t]) * n_total + from;
-            const double scale = static_cast<double>(weight[first + t]);
-            for (int64_t n = 0; n < to - from; ++n)
-                row[n] += (static_cast<double>(y[n]) * scale + kGrid) - kGrid;
-        }
-    });
+// A thread's own buffers; one of a slot is lost when the slot is asked for more.
+inline float *scratch(int slot, int64_t floats) {
+    thread_local std::vector<float> buffers[6];
+    auto &buffer = buffers[slot];
+    if (static_cast<int64_t>(buffer.size()) < floats) buffer.resize(floats);
+    return buffer.data();
 }
 
-inline float dot(const float *a, const float *b, int64_t n) {
-    Lanes acc = zero();
-    const int64_t whole = n - n % kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) acc = fma(load_f32(a + i), load_f32(b + i), acc);
-    if (whole < n) acc = fma(load_tail<F32>(a + whole, n - whole), load_tail<F32>(b + whole, n - whole), acc);
-    return reduce(acc);
+inline float fma_one(float a, float b, float c) {
+#if defined(__AVX2__) || defined(__FP_FAST_FMAF)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
 }
 
 template <class W>
-void rms_norm_as(const float *x, int64_t rows, int64_t width, const void *weight, float eps, float *out) {
-    const auto *w = static_cast<const typename W::T *>(weight);
-    for (int64_t t = 0; t < rows; ++t, x += width, out += width) {
-        const float scale = 1.0f / std::sqrt(dot(x, x, width) / static_cast<float>(width) + eps);
-        for (int64_t i = 0; i < width; ++i) out[i] = W::one(w[i]) * (x[i] * scale);
-    }
+inline void widen_row(const typename W::T *from, int64_t count, float *to) {
+    int64_t i = 0;
+    for (; i + kWidth <= count; i += kWidth) store(to + i, W::load(from + i));
+    for (; i < count; ++i) to[i] = W::one(from[i]);
 }
 
-void rms_norm(const float *x, int64_t rows, int64_t width, Weights weight, float eps, float *out) {
-    switch (weight.dtype) {
-        case DType::f32: return rms_norm_as<F32>(x, rows, width, weight.data, eps, out);
-        case DType::bf16: return rms_norm_as<BF16>(x, rows, width, weight.data, eps, out);
-        case DType::f16: return rms_norm_as<F16>(x, rows, width, weight.data, eps, out);
-    }
+// Sixteen running sums and a tree; count is a multiple of sixteen.
+inline float sum_up(const float *values, int64_t count) {
+    float sums[kLanes] = {};
+    for (int64_t i = 0; i < count; i += kLanes)
+        for (int64_t j = 0; j < kLanes; ++j) sums[j] += values[i + j];
+    for (int64_t step = kLanes / 2; step; step /= 2)
+        for (int64_t j = 0; j < step; ++j) sums[j] += sums[j + step];
+    return sums[0];
 }
 
-// SplitMix64's finaliser.
-inline uint64_t mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-    return x ^ (x >> 31);
+// The largest; what is not a number is passed over.
+inline float largest(const float *values, int64_t count) {
+    float tops[kLanes];
+    for (float &top : tops) top = -INFINITY;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+        for (int64_t j = 0; j < kLanes; ++j) tops[j] = values[i + j] > tops[j] ? values[i + j] : tops[j];
+    for (; i < count; ++i) tops[0] = values[i] > tops[0] ? values[i] : tops[0];
+    for (int64_t j = 1; j < kLanes; ++j) tops[0] = tops[j] > tops[0] ? tops[j] : tops[0];
+    return tops[0];
 }
 
-uint64_t digest(const int32_t *ids, const int32_t *replica_ids, int64_t count, uint64_t layout_version) {
-    uint64_t sum = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        const uint64_t word = static_cast<uint64_t>(static_cast<uint32_t>(ids[i])) << 32 |
-                              static_cast<uint32_t>(replica_ids[i]);
-        sum += mix(word + static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15ULL);
-    }
-    return mix(sum + mix(layout_version + 0x9e3779b97f4a7c15ULL) + static_cast<uint64_t>(count));
-}
+#include "gemm.inl"
 
-// What the machine can do, for the benchmarks.
-float read_probe(const float *data, int64_t count) {
-    constexpr int64_t kStride = 8 * kLanes;
-    Lanes acc[8];
-    for (auto &lanes : acc) lanes = zero();
-    const Lanes one = broadcast(1.0f);
-    for (int64_t i = 0; i + kStride <= count; i += kStride)
-        for (int r = 0; r < 8; ++r) {
-            prefetch(data + i + r * kLanes + 64 * kLanes);
-            acc[r] = fma(load_f32(data + i + r * kLanes), one, acc[r]);
-        }
-    float sum = 0.0f;
-    for (const auto &lanes : acc) sum += reduce(lanes);
-    return sum;
-}
+#include "attention.inl"
 
-float fma_probe(int64_t rounds) {
-    constexpr int kChains = kRows * kTokens < 8 ? 6 : 12;
-    Lanes acc[kChains];
-    for (int i = 0; i < kChains; ++i) acc[i] = broadcast(static_cast<float>(i));
-    const Lanes a = broadcast(0.999f), b = broadcast(0.001f);
-    for (int64_t i = 0; i < rounds; ++i)
-        for (auto &lanes : acc) lanes = fma(lanes, a, b);
-    float sum = 0.0f;
-    for (const auto &lanes : acc) sum += reduce(lanes);
-    return sum;
-}
+#include "rows.inl"
+
+#include "sample.inl"
+
+#include "probe.inl"
 
 }  // namespace
 
 extern const KernelTable JANUS_TABLE;
-const KernelTable JANUS_TABLE = {JANUS_NAME, linear, gate_up, down_add,   attend,    rms_norm,
-                                 digest,     read_probe, fma_probe, 2 * kLanes * (kRows * kTokens < 8 ? 6 : 12)};
+const KernelTable JANUS_TABLE = {JANUS_NAME, linear, gate_up, down_add, attend, rms_norm,
+                                 rotary, combine, sample, route, digest, read_probe,
+                                 fma_probe, 2 * kWidth * kChains, mark};
 
 }  // namespace janus

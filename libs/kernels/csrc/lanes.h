@@ -1,4 +1,8 @@
-// Sixteen float lanes: one zmm, two ymm, or an array. The same operations in the same order on each.
+// Vectors of one instruction set. A dot product is sixteen running sums (element i goes to sum i mod 16), then
+// one fixed tree: sums i and i + 8, then 4, 2 and 1 apart. Every build with a fused multiply-add does exactly
+// these operations, so AVX2, AVX-512 and NEON give the same bits.
+//
+// A `Part` is what one register holds of the sixteen sums: all of them, or half (AVX2, kParts = 2).
 #pragma once
 
 #include <cmath>
@@ -15,163 +19,176 @@ namespace {
 constexpr int64_t kLanes = 16;
 
 inline float bf16_to_float(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
+    return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
 
 inline float f16_to_float(uint16_t h) {
     const uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ffu;
-    float value;
     if (exponent == 0) {
-        value = std::ldexp(static_cast<float>(mantissa), -24);
+        const float value = std::ldexp(static_cast<float>(mantissa), -24);
         return sign ? -value : value;
     }
     const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
-    std::memcpy(&value, &bits, 4);
-    return value;
+    return __builtin_bit_cast(float, bits);
 }
 
-#if defined(__AVX512F__)
-
-using Lanes = __m512;
-inline Lanes zero() { return _mm512_setzero_ps(); }
-inline Lanes load_f32(const float *p) { return _mm512_loadu_ps(p); }
-inline Lanes load_bf16(const uint16_t *p) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-inline Lanes load_f16(const uint16_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
-}
-inline Lanes fma(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-
-inline __m256 fold(Lanes v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
-inline Lanes broadcast(float x) { return _mm512_set1_ps(x); }
-inline void store_f32(float *p, Lanes v) { _mm512_storeu_ps(p, v); }
-
-#elif defined(__AVX2__)
-
-struct Lanes {
-    __m256 low, high;
-};
-inline Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-inline Lanes load_f32(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-inline __m256 widen(__m128i half) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
-inline Lanes load_bf16(const uint16_t *p) {
-    const auto *q = reinterpret_cast<const __m128i *>(p);
-    return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
-}
-inline Lanes load_f16(const uint16_t *p) {
-    const auto *q = reinterpret_cast<const __m128i *>(p);
-    return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
-}
-inline Lanes fma(Lanes a, Lanes b, Lanes c) {
-    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
-}
-inline __m256 fold(Lanes v) { return _mm256_add_ps(v.low, v.high); }
-inline Lanes broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-inline void store_f32(float *p, Lanes v) {
-    _mm256_storeu_ps(p, v.low);
-    _mm256_storeu_ps(p + 8, v.high);
-}
-
-#else
-
-// No fused multiply-add here: products are rounded, so the last bits differ from the builds above.
-struct Lanes {
-    float v[kLanes];
-};
-inline Lanes zero() { return {}; }
-template <class T, class F>
-inline Lanes load_each(const T *p, F convert) {
-    Lanes out;
-    for (int i = 0; i < kLanes; ++i) out.v[i] = convert(p[i]);
-    return out;
-}
-inline Lanes load_f32(const float *p) {
-    return load_each(p, [](float x) { return x; });
-}
-inline Lanes load_bf16(const uint16_t *p) { return load_each(p, bf16_to_float); }
-inline Lanes load_f16(const uint16_t *p) { return load_each(p, f16_to_float); }
-inline Lanes fma(const Lanes &a, const Lanes &b, const Lanes &c) {
-    Lanes out;
-    for (int i = 0; i < kLanes; ++i) out.v[i] = a.v[i] * b.v[i] + c.v[i];
-    return out;
-}
-inline Lanes broadcast(float x) {
-    Lanes out;
-    for (float &lane : out.v) lane = x;
-    return out;
-}
-inline void store_f32(float *p, const Lanes &v) { std::memcpy(p, v.v, sizeof v.v); }
-inline float reduce(const Lanes &v) {
-    float s[8];
-    for (int i = 0; i < 8; ++i) s[i] = v.v[i] + v.v[i + 8];
-    const float a = s[0] + s[4], b = s[1] + s[5], c = s[2] + s[6], d = s[3] + s[7];
-    return (a + c) + (b + d);
-}
-inline void reduce4(const Lanes &a, const Lanes &b, const Lanes &c, const Lanes &d, float *out) {
-    out[0] = reduce(a), out[1] = reduce(b), out[2] = reduce(c), out[3] = reduce(d);
-}
-
-#endif
+inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
 
 #if defined(__AVX2__)
 
-// One tree for every width: lanes i and i + 8 are added, then those 4, 2 and 1 apart.
-inline __m128 fold4(Lanes v) {
-    const __m256 half = fold(v);
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+// Sums i + (i + 8) of one dot product.
+using Half = __m256;
+
+// The tree's last three levels for eight dot products at once; out[i] belongs to s[i].
+inline __m256 finish(const Half (&s)[8]) {
+    __m256 t[4], u[2];
+    for (int i = 0; i < 4; ++i)
+        t[i] = _mm256_add_ps(_mm256_permute2f128_ps(s[2 * i], s[2 * i + 1], 0x20),
+                             _mm256_permute2f128_ps(s[2 * i], s[2 * i + 1], 0x31));
+    for (int i = 0; i < 2; ++i) {
+        const __m256d a = _mm256_castps_pd(t[2 * i]), b = _mm256_castps_pd(t[2 * i + 1]);
+        u[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    // Low half: products 0, 2, 4, 6; high half: 1, 3, 5, 7.
+    const __m256 v = _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xdd));
+    return _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
-inline float reduce(Lanes v) {
-    const __m128 four = fold4(v), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+inline void finish(const Half (&s)[8], float *out) { _mm256_storeu_ps(out, finish(s)); }
+inline Half half_zero() { return _mm256_setzero_ps(); }
+inline Half sum_halves(const float *low, const float *high) {
+    return _mm256_add_ps(_mm256_loadu_ps(low), _mm256_loadu_ps(high));
 }
-// Four at once, without leaving the registers.
-inline void reduce4(Lanes a, Lanes b, Lanes c, Lanes d, float *out) {
-    const __m128 fa = fold4(a), fb = fold4(b), fc = fold4(c), fd = fold4(d);
-    const __m128 ab = _mm_add_ps(_mm_movelh_ps(fa, fb), _mm_movehl_ps(fb, fa));
-    const __m128 cd = _mm_add_ps(_mm_movelh_ps(fc, fd), _mm_movehl_ps(fd, fc));
-    _mm_storeu_ps(out, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
+
+inline __m256 widen_bf16(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline __m128i load_128(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
+
+#endif
+
+#if defined(__AVX512F__)
+
+using Part = __m512;
+constexpr int kParts = 1;
+inline Part zero() { return _mm512_setzero_ps(); }
+inline Part broadcast(float x) { return _mm512_set1_ps(x); }
+inline Part load(const float *p) { return _mm512_loadu_ps(p); }
+inline Part load_bf16(const uint16_t *p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline Part load_f16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+inline Part load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_128(p))); }
+inline void store(float *p, Part v) { _mm512_storeu_ps(p, v); }
+inline Part fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+
+#elif defined(__AVX2__)
+
+using Part = __m256;
+constexpr int kParts = 2;
+inline Part zero() { return _mm256_setzero_ps(); }
+inline Part broadcast(float x) { return _mm256_set1_ps(x); }
+inline Part load(const float *p) { return _mm256_loadu_ps(p); }
+inline Part load_bf16(const uint16_t *p) { return widen_bf16(load_128(p)); }
+inline Part load_f16(const uint16_t *p) { return _mm256_cvtph_ps(load_128(p)); }
+inline Part load_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
+inline void store(float *p, Part v) { _mm256_storeu_ps(p, v); }
+inline Part fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+
+#else
+
+struct Part {
+    float v[kLanes];
+};
+struct Half {
+    float v[8];
+};
+constexpr int kParts = 1;
+inline Part zero() { return {}; }
+template <class F>
+inline Part each(F f) {
+    Part out;
+    for (int i = 0; i < kLanes; ++i) out.v[i] = f(i);
+    return out;
+}
+inline Part broadcast(float x) {
+    return each([=](int) { return x; });
+}
+inline Part load(const float *p) {
+    return each([=](int i) { return p[i]; });
+}
+inline Part load_bf16(const uint16_t *p) {
+    return each([=](int i) { return bf16_to_float(p[i]); });
+}
+inline Part load_f16(const uint16_t *p) {
+    return each([=](int i) { return f16_to_float(p[i]); });
+}
+inline Part load_i8(const int8_t *p) {
+    return each([=](int i) { return static_cast<float>(p[i]); });
+}
+inline void store(float *p, const Part &v) { std::memcpy(p, v.v, sizeof v.v); }
+inline Part fma(const Part &a, const Part &b, const Part &c) {
+#if defined(__FP_FAST_FMAF)
+    return each([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+#else
+    // No fused multiply-add here: products are rounded, so the last bits differ from the builds above.
+    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+#endif
+}
+inline Half sum_halves(const float *low, const float *high) {
+    Half out;
+    for (int i = 0; i < 8; ++i) out.v[i] = low[i] + high[i];
+    return out;
+}
+inline Half half_zero() { return {}; }
+inline void finish(const Half (&s)[8], float *out) {
+    for (int i = 0; i < 8; ++i) {
+        const float(&h)[8] = s[i].v;
+        const float a = h[0] + h[4], b = h[1] + h[5], c = h[2] + h[6], d = h[3] + h[7];
+        out[i] = (a + c) + (b + d);
+    }
 }
 
 #endif
 
-// Asks for the cache line at p; p may be anywhere.
-inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
+constexpr int64_t kWidth = kLanes / kParts;  // floats of a Part
 
-// Element types of weights and caches.
+// From stored sums: the first Part's place and, where it is half of them, the second's.
+inline Half fold(const float *first, const float *second) {
+    return sum_halves(first, kParts == 1 ? first + kWidth / 2 : second);
+}
+
+// Element types of weights and caches; load<part>(p) takes the part's elements of the sixteen at p.
 struct F32 {
     using T = float;
-    static Lanes load(const T *p) { return load_f32(p); }
+    static Part load(const T *p) { return janus::load(p); }
     static float one(T x) { return x; }
 };
 struct BF16 {
     using T = uint16_t;
-    static Lanes load(const T *p) { return load_bf16(p); }
+    static Part load(const T *p) { return load_bf16(p); }
     static float one(T x) { return bf16_to_float(x); }
 };
 struct F16 {
     using T = uint16_t;
-    static Lanes load(const T *p) { return load_f16(p); }
+    static Part load(const T *p) { return load_f16(p); }
     static float one(T x) { return f16_to_float(x); }
 };
+struct I8 {
+    using T = int8_t;
+    static Part load(const T *p) { return load_i8(p); }
+    static float one(T x) { return static_cast<float>(x); }
+};
 
-// What is past a whole number of vectors: lanes 0.., the rest zero.
-template <class W>
-inline Lanes load_tail(const typename W::T *p, int64_t count) {
-    float padded[kLanes] = {};
-    for (int64_t i = 0; i < count; ++i) padded[i] = W::one(p[i]);
-    return load_f32(padded);
-}
-
-// exp by range reduction and a degree-6 polynomial, within 2 ulp; one sequence of operations everywhere.
+// exp by range reduction and a degree-6 polynomial, within 2 ulp; one sequence of operations on every build,
+// without branches or memory so that compilers vectorise loops over it.
 inline float exp_one(float x) {
-    const float clamped = x > 88.7f ? 88.7f : (x > -87.3f ? x : -87.3f);
+    const float low = x > -87.3f ? x : -87.3f;
+    const float clamped = low < 88.7f ? low : 88.7f;
     const float n = std::nearbyint(clamped * 1.44269504f);
     float r = clamped - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
@@ -183,9 +200,11 @@ inline float exp_one(float x) {
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r;
     p = p + 1.0f;
-    // (No memcpy: it would keep loops over this from becoming vector code.)
-    const float value = p * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
-    return x > -87.3f ? (x > 88.7f ? INFINITY : value) : (x != x ? x : 0.0f);
+    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float value = p * __builtin_bit_cast(float, bits);
+    value = x > 88.7f ? INFINITY : value;
+    value = x > -87.3f ? value : 0.0f;
+    return x != x ? x : value;
 }
 
 }  // namespace

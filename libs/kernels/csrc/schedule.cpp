@@ -2,116 +2,157 @@
 
 #include <algorithm>
 
+#include "engine.h"
+#include "mix.h"
+
 namespace janus {
 
+// Work space of a thread.
+struct Scheduler::Space {
+    std::vector<uint8_t> seen;           // [E]
+    std::vector<int32_t> active;         // activated experts, ascending
+    std::vector<int32_t> choice;         // [E]: index into the expert's hosts
+    std::vector<int32_t> physical;       // [E]: its replica id
+    std::vector<uint64_t> movable;       // [n_e, words]: activated experts here that have another host
+    std::vector<int32_t> came_from, came_expert, came_choice, queue;  // [n_e]
+};
+
 Scheduler::Scheduler(const int32_t *slot_of, int experts, int instances, int slots)
-    : experts_(experts), instances_(instances), slots_(slots), slot_of_(slot_of, slot_of + experts * instances) {
+    : experts_(experts), instances_(instances), slots_(slots), words_((experts + 63) / 64) {
     host_begin_.push_back(0);
     for (int e = 0; e < experts; ++e) {
-        for (int g = 0; g < instances; ++g)
-            if (slot_of_[e * instances + g] >= 0) host_list_.push_back(g);
+        for (int g = 0; g < instances; ++g) {
+            const int32_t slot = slot_of[e * instances + g];
+            if (slot < 0) continue;
+            host_list_.push_back(g);
+            physical_.push_back(g * slots + slot);
+        }
         host_begin_.push_back(static_cast<int32_t>(host_list_.size()));
     }
-    active_.reserve(experts);
-    for (auto *vector : {&host_, &next_, &prev_, &physical_}) vector->resize(experts);
-    for (auto *vector : {&head_, &came_from_, &came_expert_, &queue_}) vector->resize(instances);
-    seen_.resize(experts);
 }
 
-// Experts on an instance form a list, so that a move costs a few writes.
-void Scheduler::place(int expert, int instance) {
-    host_[expert] = instance;
-    next_[expert] = head_[instance];
-    prev_[expert] = -1;
-    if (head_[instance] >= 0) prev_[head_[instance]] = expert;
-    head_[instance] = expert;
-}
-
-int Scheduler::run(const int32_t *ids, int64_t count, bool optimal, int32_t *replica_ids, int32_t *load) {
-    // The sign bit of `outside` tells an id that is negative or too large.
-    uint32_t outside = 0;
-    const uint32_t top = static_cast<uint32_t>(experts_ - 1);
-    for (int64_t i = 0; i < count; ++i) {
-        const uint32_t id = static_cast<uint32_t>(ids[i]);
-        outside |= id | (top - id);
+int Scheduler::run(const int32_t *ids, int64_t count, Policy policy, uint64_t seed, int32_t *replica_ids,
+                   int32_t *load) const {
+    thread_local Space s;
+    s.seen.assign(experts_, 0);
+    s.physical.resize(experts_);
+    s.choice.resize(experts_);
+    s.active.reserve(experts_);
+    if (!kernels().mark(ids, count, static_cast<uint32_t>(experts_), s.seen.data())) return kBadInput;
+    s.active.clear();
+    for (int e = 0; e < experts_; ++e) {
+        if (!s.seen[e]) continue;
+        if (hosts(e) == 0) return kBadInput;
+        s.active.push_back(e);
     }
-    if (outside >> 31) return kBadId;
-    std::fill(seen_.begin(), seen_.end(), 0);
-    for (int64_t i = 0; i < count; ++i) seen_[ids[i]] = 1;
-    active_.clear();
-    std::fill(head_.begin(), head_.end(), -1);
     std::fill(load, load + instances_, 0);
-    for (int e = 0; e < experts_; ++e)
-        if (seen_[e]) active_.push_back(e);
-    // AEBS: experts with one host first, then each other, ascending, to its least-loaded host.
-    for (int32_t e : active_) {
-        const int hosts = host_begin_[e + 1] - host_begin_[e];
-        if (hosts == 0) return -1 - e;
-        if (hosts == 1) {
-            const int g = host_list_[host_begin_[e]];
-            place(e, g);
-            ++load[g];
+    if (policy == Policy::token_balanced) return spread(s, ids, count, replica_ids, load);
+    if (policy == Policy::random) {
+        const uint64_t drawn = kernels().digest(ids, ids, count, seed);
+        for (const int32_t e : s.active) {
+            s.choice[e] = static_cast<int32_t>(mix(drawn + static_cast<uint64_t>(e + 1) * kGolden) %
+                                               static_cast<uint64_t>(hosts(e)));
+            ++load[host(e, s.choice[e])];
         }
+    } else {
+        assign(s, load);
+        if (policy == Policy::optimal) improve(s, load);
     }
-    for (int32_t e : active_) {
-        if (host_begin_[e + 1] - host_begin_[e] == 1) continue;
-        int best = host_list_[host_begin_[e]];
-        for (int h = host_begin_[e] + 1; h < host_begin_[e + 1]; ++h)
-            if (load[host_list_[h]] < load[best]) best = host_list_[h];
-        place(e, best);
-        ++load[best];
+    for (const int32_t e : s.active) s.physical[e] = physical_[host_begin_[e] + s.choice[e]];
+    const int32_t *physical = s.physical.data();
+    for (int64_t i = 0; i < count; ++i) replica_ids[i] = physical[ids[i]];
+    return *std::max_element(load, load + instances_);
+}
+
+// AEBS: experts with one host first, then each other, ascending, to its least-loaded host.
+void Scheduler::assign(Space &s, int32_t *load) const {
+    for (const int32_t e : s.active) {
+        if (hosts(e) != 1) continue;
+        s.choice[e] = 0;
+        ++load[host(e, 0)];
     }
-    int peak = *std::max_element(load, load + instances_);
-    if (optimal) {
-        // Lower the fullest instances one by one; one that cannot be lowered bounds every assignment.
-        const int floor = (static_cast<int>(active_.size()) + instances_ - 1) / instances_;
-        while (peak > floor) {
-            bool stuck = false;
-            for (int g = 0; g < instances_ && !stuck; ++g)
-                if (load[g] == peak) stuck = !shift(g, peak, load);
-            if (stuck) break;
-            --peak;
+    for (const int32_t e : s.active) {
+        const int count = hosts(e);
+        if (count == 1) continue;
+        int best = 0;
+        for (int i = 1; i < count; ++i)
+            if (load[host(e, i)] < load[host(e, best)]) best = i;
+        s.choice[e] = best;
+        ++load[host(e, best)];
+    }
+}
+
+// Lowers fullest instances until one cannot be lowered: it bounds every assignment from below.
+void Scheduler::improve(Space &s, int32_t *load) const {
+    const int floor = (static_cast<int>(s.active.size()) + instances_ - 1) / instances_;
+    bool ready = false;
+    while (true) {
+        const int start = static_cast<int>(std::max_element(load, load + instances_) - load);
+        const int peak = load[start];
+        if (peak <= floor) return;
+        if (!ready) {
+            ready = true;
+            s.movable.assign(static_cast<size_t>(instances_) * words_, 0);
+            for (auto *v : {&s.came_from, &s.came_expert, &s.came_choice, &s.queue}) v->resize(instances_);
+            for (const int32_t e : s.active)
+                if (hosts(e) > 1) s.movable[host(e, s.choice[e]) * words_ + (e >> 6)] |= uint64_t{1} << (e & 63);
         }
-        peak = *std::max_element(load, load + instances_);
+        if (!shift(s, start, peak, load)) return;
     }
-    for (int32_t e : active_) physical_[e] = host_[e] * slots_ + slot_of_[e * instances_ + host_[e]];
-    for (int64_t i = 0; i < count; ++i) replica_ids[i] = physical_[ids[i]];
-    return peak;
 }
 
 // Breadth-first from `start` over "an expert here has a replica there" to an instance two below the peak.
-bool Scheduler::shift(int start, int peak, int32_t *load) {
-    std::fill(came_from_.begin(), came_from_.end(), -1);
+bool Scheduler::shift(Space &s, int start, int peak, int32_t *load) const {
+    std::fill(s.came_from.begin(), s.came_from.end(), -1);
     int read = 0, write = 0;
-    queue_[write++] = start;
-    came_from_[start] = start;
+    s.queue[write++] = start;
+    s.came_from[start] = start;
     while (read < write) {
-        const int g = queue_[read++];
-        for (int e = head_[g]; e >= 0; e = next_[e]) {
-            for (int h = host_begin_[e]; h < host_begin_[e + 1]; ++h) {
-                int target = host_list_[h];
-                if (came_from_[target] >= 0) continue;
-                came_from_[target] = g;
-                came_expert_[target] = e;
-                if (load[target] > peak - 2) {
-                    queue_[write++] = target;
-                    continue;
+        const int g = s.queue[read++];
+        for (int word = 0; word < words_; ++word) {
+            for (uint64_t bits = s.movable[g * words_ + word]; bits; bits &= bits - 1) {
+                const int e = word * 64 + __builtin_ctzll(bits), count = hosts(e);
+                for (int i = 0; i < count; ++i) {
+                    int target = host(e, i);
+                    if (s.came_from[target] >= 0) continue;
+                    s.came_from[target] = g;
+                    s.came_expert[target] = e;
+                    s.came_choice[target] = i;
+                    if (load[target] > peak - 2) {
+                        s.queue[write++] = target;
+                        continue;
+                    }
+                    --load[start];
+                    ++load[target];
+                    while (target != start) {
+                        const int moved = s.came_expert[target], source = s.came_from[target];
+                        const uint64_t bit = uint64_t{1} << (moved & 63);
+                        s.movable[source * words_ + (moved >> 6)] &= ~bit;
+                        s.movable[target * words_ + (moved >> 6)] |= bit;
+                        s.choice[moved] = s.came_choice[target];
+                        target = source;
+                    }
+                    return true;
                 }
-                --load[start];
-                ++load[target];
-                while (target != start) {
-                    const int moved = came_expert_[target], source = came_from_[target];
-                    if (prev_[moved] >= 0) next_[prev_[moved]] = next_[moved];
-                    else head_[source] = next_[moved];
-                    if (next_[moved] >= 0) prev_[next_[moved]] = prev_[moved];
-                    place(moved, target);
-                    target = source;
-                }
-                return true;
             }
         }
     }
     return false;
+}
+
+// Pairs of an expert, in order, to its replicas in turn.
+int Scheduler::spread(Space &s, const int32_t *ids, int64_t count, int32_t *replica_ids, int32_t *load) const {
+    for (const int32_t e : s.active) s.choice[e] = s.physical[e] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t e = ids[i];
+        const int32_t turn = s.choice[e];
+        replica_ids[i] = physical_[host_begin_[e] + turn];
+        s.choice[e] = turn + 1 == hosts(e) ? 0 : turn + 1;
+        ++s.physical[e];  // pairs so far
+    }
+    for (const int32_t e : s.active)
+        for (int i = 0; i < std::min(hosts(e), s.physical[e]); ++i) ++load[host(e, i)];
+    return *std::max_element(load, load + instances_);
 }
 
 }  // namespace janus

@@ -1,11 +1,12 @@
-// Activation scheduling of one MoE layer. See scheduling.py, its reference.
+// Activation scheduling of one MoE layer. scheduling.py has the reference: results are equal in every number.
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace janus {
+
+enum class Policy : int { optimal = 0, aebs = 1, token_balanced = 2, random = 3 };
 
 class Scheduler {
    public:
@@ -14,22 +15,26 @@ class Scheduler {
 
     int instances() const { return instances_; }
 
-    // Fills replica_ids [count] and load [instances]; returns a_max, or -1 - e for an expert that nobody
-    // hosts, or kBadId. No allocation. Not for two threads at once.
-    int run(const int32_t *ids, int64_t count, bool optimal, int32_t *replica_ids, int32_t *load);
+    // Fills replica_ids [count] and load [instances]; returns a_max, or kBadInput for an id out of range or an
+    // expert that nobody hosts. Any number of threads may call it; a thread's first call allocates, no other.
+    int run(const int32_t *ids, int64_t count, Policy policy, uint64_t seed, int32_t *replica_ids,
+            int32_t *load) const;
 
-    static constexpr int kBadId = -100000;
+    static constexpr int kBadInput = -1;
 
    private:
-    bool shift(int start, int peak, int32_t *load);
-    void place(int expert, int instance);
+    struct Space;
 
-    int experts_, instances_, slots_;
-    std::vector<int32_t> slot_of_;
+    void assign(Space &s, int32_t *load) const;
+    void improve(Space &s, int32_t *load) const;
+    bool shift(Space &s, int start, int peak, int32_t *load) const;
+    int spread(Space &s, const int32_t *ids, int64_t count, int32_t *replica_ids, int32_t *load) const;
+    int hosts(int expert) const { return host_begin_[expert + 1] - host_begin_[expert]; }
+    int host(int expert, int i) const { return host_list_[host_begin_[expert] + i]; }
+
+    int experts_, instances_, slots_, words_;
     std::vector<int32_t> host_begin_, host_list_;
-    // Work space: active experts in order, host of each, experts on each instance as linked lists.
-    std::vector<int32_t> active_, host_, next_, head_, prev_, came_from_, came_expert_, queue_, physical_;
-    std::vector<uint8_t> seen_;
+    std::vector<int32_t> physical_;  // beside host_list_: the replica id there
 };
 
 }  // namespace janus

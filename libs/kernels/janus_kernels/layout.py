@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 MAX_EXPERTS = 1024
-MAX_INSTANCES = 256
+MAX_INSTANCES = 1024
 Int32 = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -45,7 +45,7 @@ class ReplicaLayout:
         """Layout from the experts that each instance hosts, in slot order.
 
         Args:
-            placement: per instance (1..256), its experts; an expert at most once per instance.
+            placement: per instance (1..1024), its experts; an expert at most once per instance.
             num_experts: E, 1..1024. An expert without a host is allowed until it is activated.
             slots: slots per instance; default: as many as the fullest instance uses.
 

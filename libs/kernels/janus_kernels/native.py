@@ -11,7 +11,8 @@ log = logging.getLogger("janus.kernels")
 
 
 def _load() -> ModuleType | None:
-    if os.environ.get("JANUS_KERNELS", "").lower() in ("torch", "off"):
+    chosen = os.environ.get("JANUS_KERNELS", "").lower()
+    if chosen in ("torch", "off"):
         return None
     try:
         native = importlib.import_module("janus_kernels._native")
@@ -21,7 +22,6 @@ def _load() -> ModuleType | None:
             "Build them with `pip install libs/kernels` (needs a C++17 compiler).", error,
         )  # fmt: skip
         return None
-    chosen = os.environ.get("JANUS_KERNELS", "")
     if chosen:
         native.use_instruction_set(chosen)
     return native

@@ -1,7 +1,8 @@
-"""Ops on CPU tensors. Shapes: T tokens, d hidden, f expert width, E experts, k experts per token, V vocabulary.
+"""Ops on tensors. Shapes: T tokens, d hidden, f expert width, E experts, k experts per token, V vocabulary.
 
 Everything here is batch-invariant: a token's result does not depend, in any bit, on the other tokens of the
-call. Arithmetic is float32; weights may be float32, bfloat16 or float16.
+call, on the number of threads, or on the instance that computes it. Arithmetic is float32; weights may be
+float32, bfloat16 or float16. :func:`backend` says what computes; ``JANUS_KERNELS`` chooses.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ from janus_kernels.ops.dense import linear, rms_norm, swiglu_ffn
 from janus_kernels.ops.experts import ExpertSet, ExpertStats, ExpertWeights, combine, expert_ffn
 from janus_kernels.ops.routing import RoutingSpec, route, router_logits
 from janus_kernels.ops.sampling import sample
+from janus_kernels.ops.table import OpTable, backend, backends, use_backend
 
 __all__ = [
     "ExpertSet",
     "ExpertStats",
     "ExpertWeights",
+    "OpTable",
     "RoutingSpec",
     "apply_rotary",
+    "backend",
+    "backends",
     "combine",
     "expert_ffn",
     "linear",
@@ -27,4 +32,5 @@ __all__ = [
     "router_logits",
     "sample",
     "swiglu_ffn",
+    "use_backend",
 ]

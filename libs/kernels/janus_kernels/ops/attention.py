@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from janus_kernels.native import NATIVE
-from janus_kernels.ops.dense import DTYPE_CODES, fp32
+from janus_kernels.ops.table import backend
+from janus_kernels.ops.types import check, fp32
 
 
 def apply_rotary(
     x_THh: torch.Tensor, cos_Ph: torch.Tensor, sin_Ph: torch.Tensor, positions_T: torch.Tensor
 ) -> torch.Tensor:
-    """Rotate halves of each head: fp32 [T, H, h]; tables fp32 [positions, h/2]; positions int64 [T]."""
-    cos, sin = cos_Ph[positions_T][:, None], sin_Ph[positions_T][:, None]
-    first, second = x_THh.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Rotate halves of each head: fp32 [T, H, h]; tables fp32 [positions, h / 2]; positions int64 [T]."""
+    tokens, _, width = x_THh.shape
+    check("apply_rotary", "cos", cos_Ph, torch.float32, cos_Ph.shape[0], width // 2)
+    check("apply_rotary", "sin", sin_Ph, torch.float32, cos_Ph.shape[0], width // 2)
+    check("apply_rotary", "positions", positions_T, torch.int64, tokens)
+    return backend().rotary(fp32(x_THh), cos_Ph, sin_Ph, positions_T)
 
 
 def paged_attention(
@@ -32,73 +34,29 @@ def paged_attention(
 
     Args:
         query: fp32 [T, H, h], the tokens of one sequence together, the last ones of its context.
-        keys, values: [num_blocks, block_size, Hkv, h], this step's tokens already in them.
+        keys: [num_blocks, block_size, Hkv, h], float32, bfloat16 or float16, this step's tokens already in it.
+        values: [num_blocks, block_size, Hkv, v], the same dtype. With MLA (absorbed) keys are the latents with
+            their rotary part, Hkv is 1, and values may be the view ``keys[..., :v]``.
         query_starts: int32 [B+1]: sequence i has the queries query_starts[i] .. query_starts[i+1].
         context_lens: int32 [B], this step's tokens included.
         block_tables: int32 [B, max_blocks].
         window: attend to the last ``window`` positions only.
 
     Returns:
-        fp32 [T, H, h].
+        fp32 [T, H, v].
     """
-    tensors = (keys, values, query_starts, context_lens, block_tables)
-    if NATIVE is None or keys.dtype not in DTYPE_CODES or not all(t.is_contiguous() for t in tensors):
-        return reference_attention(
-            query, keys, values, query_starts=query_starts, context_lens=context_lens, block_tables=block_tables,
-            scale=scale, window=window,
-        )  # fmt: skip
-    for name, table in (
-        ("query_starts", query_starts),
-        ("context_lens", context_lens),
-        ("block_tables", block_tables),
-    ):
-        if table.dtype != torch.int32:
-            raise ValueError(f"paged_attention: {name} is {table.dtype}; expected torch.int32")
-    query = fp32(query)
-    out = torch.empty_like(query)
     sequences = context_lens.shape[0]
-    if sequences:
-        NATIVE.attention(
-            query.data_ptr(), keys.data_ptr(), values.data_ptr(), DTYPE_CODES[keys.dtype], query_starts.data_ptr(),
-            context_lens.data_ptr(), block_tables.data_ptr(), out.data_ptr(), sequences, query.shape[1],
-            keys.shape[2], query.shape[2], keys.shape[1], block_tables.shape[1], window or 0, scale,
-            int(context_lens.max()),
-        )  # fmt: skip
-    return out
-
-
-def reference_attention(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    *,
-    query_starts: torch.Tensor,
-    context_lens: torch.Tensor,
-    block_tables: torch.Tensor,
-    scale: float,
-    window: int | None = None,
-) -> torch.Tensor:
-    """:func:`paged_attention` in plain torch."""
-    out = torch.empty_like(query)
-    size = keys.shape[1]
-    groups = query.shape[1] // keys.shape[2]
-    starts = query_starts.tolist()
-    for i, length in enumerate(context_lens.tolist()):
-        first, last = starts[i], starts[i + 1]
-        if first == last:
-            continue
-        blocks = block_tables[i, : -(-length // size)].long()
-        k = keys[blocks].flatten(0, 1)[:length].float().repeat_interleave(groups, 1).transpose(0, 1)
-        v = values[blocks].flatten(0, 1)[:length].float().repeat_interleave(groups, 1).transpose(0, 1)
-        q = query[first:last].transpose(0, 1)
-        scores = q @ k.transpose(1, 2) * scale
-        count = last - first
-        if count > 1 or window is not None:
-            at = torch.arange(length - count, length)[:, None]
-            seen = torch.arange(length)[None]
-            mask = seen <= at
-            if window is not None:
-                mask &= seen > at - window
-            scores = scores.masked_fill(~mask, float("-inf"))
-        out[first:last] = (scores.softmax(-1) @ v).transpose(0, 1)
-    return out
+    check("paged_attention", "query_starts", query_starts, torch.int32, sequences + 1)
+    check("paged_attention", "context_lens", context_lens, torch.int32, sequences)
+    check("paged_attention", "block_tables", block_tables, torch.int32, sequences, block_tables.shape[-1])
+    heads, kv_heads = query.shape[1], keys.shape[2]
+    if keys.shape[:3] != values.shape[:3] or keys.shape[3] != query.shape[2] or heads % kv_heads:
+        raise ValueError(
+            f"paged_attention: query {tuple(query.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}; "
+            "expected [T, H, h], [blocks, size, Hkv, h], [blocks, size, Hkv, v] with H a multiple of Hkv"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"paged_attention: window = {window}; allowed: 1 and more, or None")
+    return backend().attention(
+        fp32(query), keys, values, query_starts, context_lens, block_tables, scale, window or 0
+    )

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from janus_kernels.ops.dense import linear
+from janus_kernels.ops.table import backend
+from janus_kernels.ops.types import RoutingSpec, fp32
 
-_SCORINGS = ("softmax", "sigmoid")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingSpec:
-    """How experts are chosen from router logits."""
-
-    top_k: int
-    """Experts per token."""
-    scoring: str = "softmax"
-    """``softmax`` over all experts, or ``sigmoid`` of each."""
-    renormalize: bool = True
-    """Divide the chosen scores by their sum."""
-    scale: float = 1.0
-    """Weights are multiplied by it."""
-
-    def __post_init__(self) -> None:
-        if self.scoring not in _SCORINGS:
-            raise ValueError(f"scoring = {self.scoring!r}; allowed: {', '.join(_SCORINGS)}")
+__all__ = ["RoutingSpec", "route", "router_logits"]
 
 
 def router_logits(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
@@ -42,13 +24,19 @@ def route(
     Scores are float32, as the model was trained; they are divided in float64, so that renormalised weights sum to
     one far below float32's rounding: in float32 the sum is off by an ulp now and then, which large outputs show.
 
-    ``bias_E`` is added to the scores for choosing only.
+    ``bias_E`` is added to the scores for choosing only (DeepSeek-V3's correction bias). With groups, experts
+    outside the kept groups are never chosen. A score that is not a number is chosen last.
     """
-    scores_TE = logits_TE.float()
-    scores_TE = scores_TE.softmax(-1) if spec.scoring == "softmax" else scores_TE.sigmoid()
-    ranked_TE = scores_TE if bias_E is None else scores_TE + bias_E
-    ids_TK = torch.sort(ranked_TE, dim=-1, descending=True, stable=True).indices[:, : spec.top_k]
-    weights_TK = scores_TE.gather(1, ids_TK).double()
-    if spec.renormalize:
-        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
-    return ids_TK.to(torch.int32), weights_TK * spec.scale if spec.scale != 1.0 else weights_TK
+    experts = logits_TE.shape[-1]
+    if logits_TE.dim() != 2 or spec.top_k > experts:
+        raise ValueError(
+            f"route: logits {tuple(logits_TE.shape)}; expected [T, E] with E >= top_k = {spec.top_k}"
+        )
+    if experts % spec.groups or spec.top_k > experts // spec.groups * spec.groups_kept:
+        raise ValueError(
+            f"route: {experts} experts in {spec.groups} groups, {spec.groups_kept} kept; "
+            f"they must divide evenly and hold top_k = {spec.top_k} experts"
+        )
+    if bias_E is not None and bias_E.shape != (experts,):
+        raise ValueError(f"route: bias {tuple(bias_E.shape)}; expected [{experts}]")
+    return backend().route(fp32(logits_TE), spec, None if bias_E is None else fp32(bias_E))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+from janus_kernels.ops.table import backend
+from janus_kernels.ops.types import fp32
+
+_U64 = (1 << 64) - 1
 
 
 def sample(
@@ -23,25 +27,15 @@ def sample(
 
     Args:
         logits_V: fp32; -inf forbids a token.
-        temperature: > 0.
-        top_k: keep the k likeliest; 0 keeps all.
-        top_p: keep the likeliest tokens whose probabilities sum to top_p; the first always stays.
+        temperature: >= 0; at 0 the likeliest token is taken, the lowest id among equals.
+        top_k: keep the k likeliest (lowest ids first among equals); 0 keeps all.
+        top_p: of those, keep the likeliest tokens whose probabilities sum to top_p; the first always stays.
         min_p: keep tokens with at least min_p of the likeliest one's probability.
-        seed: u64.
+        seed: u64; larger or negative numbers are taken modulo 2^64.
         index: of the token in its stream, from 0.
     """
-    scaled = logits_V.float() / temperature
-    values, order = torch.sort(scaled, descending=True, stable=True)
-    if 0 < top_k < values.shape[0]:
-        values, order = values[:top_k], order[:top_k]
-    probabilities = values.softmax(-1)
-    keep = torch.ones_like(probabilities, dtype=torch.bool)
-    if top_p < 1.0:
-        keep &= probabilities.cumsum(-1) - probabilities < top_p
-    if min_p > 0.0:
-        keep &= probabilities >= min_p * probabilities[0]
-    keep[0] = True
-    cumulative = torch.where(keep, probabilities, 0.0).double().cumsum(-1).numpy()
-    uniform = np.random.Generator(np.random.Philox(key=seed, counter=index)).random()
-    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return int(order[min(place, int(np.flatnonzero(cumulative < cumulative[-1]).size))])
+    if temperature < 0:
+        raise ValueError(f"temperature = {temperature}; allowed: 0 and more")
+    if temperature == 0:
+        return int(torch.argmax(logits_V))
+    return backend().sample(fp32(logits_V), temperature, top_k, top_p, min_p, seed & _U64, index & _U64)

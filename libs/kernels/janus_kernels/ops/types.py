@@ -1,0 +1,91 @@
+"""What callers and backends of the ops have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GRID = 1.5 * 2.0**18
+"""Adding and subtracting it rounds a float64 to a multiple of 2^-34."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSpec:
+    """How experts are chosen from router logits."""
+
+    top_k: int
+    """Experts per token."""
+    scoring: str = "softmax"
+    """``softmax`` over all experts, or ``sigmoid`` of each."""
+    renormalize: bool = True
+    """Divide the chosen scores by their sum."""
+    scale: float = 1.0
+    """Weights are multiplied by it."""
+    groups: int = 1
+    """Experts form this many groups of neighbours."""
+    groups_kept: int = 1
+    """A token chooses from its best groups only, this many."""
+    group_score: str = "max"
+    """What ranks a group: ``max`` (DeepSeek-V2) of its experts, or the sum of its best two, ``top2`` (V3)."""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("scoring", self.scoring, ("softmax", "sigmoid")),
+            ("group_score", self.group_score, ("max", "top2")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} = {value!r}; allowed: {', '.join(allowed)}")
+        if self.top_k < 1:
+            raise ValueError(f"top_k = {self.top_k}; allowed: 1 and more")
+        if not 1 <= self.groups_kept <= self.groups:
+            raise ValueError(f"groups_kept = {self.groups_kept}; allowed: 1..groups = {self.groups}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """One expert: float32, bfloat16 or float16, contiguous; views on a mapped checkpoint are fine."""
+
+    gate: torch.Tensor
+    """[f, d]"""
+    up: torch.Tensor
+    """[f, d]"""
+    down: torch.Tensor
+    """[d, f]"""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStats:
+    """What a call computed."""
+
+    calls: int
+    """Distinct experts."""
+    pairs: int
+    """(token, expert) pairs."""
+
+
+class ExpertSet(dict[int, ExpertWeights]):
+    """Experts of one layer on one instance, by id. Do not change it once it has been used."""
+
+    compiled: Any = None
+    """A backend's own form, made at the first use."""
+
+
+ExpertMapping = Mapping[int, ExpertWeights]
+
+
+def check(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: int) -> None:
+    """Raise ValueError unless ``tensor`` is a contiguous one of this dtype and shape."""
+    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
+        raise ValueError(
+            f"{op}: {name} is {tensor.dtype} {tuple(tensor.shape)}"
+            f"{'' if tensor.is_contiguous() else ', not contiguous'}; expected contiguous {dtype} {shape}"
+        )
+
+
+def fp32(x: torch.Tensor) -> torch.Tensor:
+    """The same values as a contiguous float32 tensor."""
+    return x.float().contiguous()

@@ -1,0 +1,133 @@
+"""Every test of an op runs over every backend that this machine has; schedules are judged by a maximum flow."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+from janus_kernels import ReplicaLayout
+from janus_kernels.native import NATIVE
+from janus_kernels.ops import use_backend
+
+
+def _instruction_sets() -> list[str]:
+    """Those that this processor runs, the best last."""
+    if NATIVE is None:
+        return []
+    best, found = NATIVE.instruction_set(), []
+    for name in ("portable", "avx2", "avx512"):
+        try:
+            NATIVE.use_instruction_set(name)
+            found.append(name)
+        except ValueError:  # this processor lacks it
+            continue
+    NATIVE.use_instruction_set(best)
+    return found
+
+
+INSTRUCTION_SETS = _instruction_sets()
+
+
+@pytest.fixture(params=["torch", *INSTRUCTION_SETS])
+def compute(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the ops compute with during a test: plain torch, or the compiled kernels of an instruction set."""
+    if request.param == "torch":
+        with use_backend("torch"):
+            yield request.param
+        return
+    assert NATIVE is not None
+    NATIVE.use_instruction_set(request.param)
+    yield request.param
+    NATIVE.use_instruction_set(INSTRUCTION_SETS[-1])
+    NATIVE.set_num_threads(1)
+
+
+@pytest.fixture
+def threads(compute: str) -> list[int]:
+    """Numbers of threads to try; plain torch has one way of sharing work only."""
+    return [1] if compute == "torch" else [2, 3, 1]
+
+
+@pytest.fixture
+def instruction_sets() -> list[str]:
+    """Those that this processor runs, the best last."""
+    return INSTRUCTION_SETS
+
+
+class Dinic:
+    """Maximum flow over a graph of edges with whole capacities."""
+
+    def __init__(self, nodes: int) -> None:
+        self.edges: list[list[int]] = [[] for _ in range(nodes)]
+        self.to: list[int] = []
+        self.room: list[int] = []
+
+    def add(self, source: int, target: int, capacity: int) -> None:
+        for a, b, c in ((source, target, capacity), (target, source, 0)):
+            self.edges[a].append(len(self.to))
+            self.to.append(b)
+            self.room.append(c)
+
+    def flow(self, source: int, sink: int) -> int:
+        total = 0
+        while True:
+            level = [-1] * len(self.edges)
+            level[source] = 0
+            queue = deque([source])
+            while queue:
+                node = queue.popleft()
+                for edge in self.edges[node]:
+                    if self.room[edge] and level[self.to[edge]] < 0:
+                        level[self.to[edge]] = level[node] + 1
+                        queue.append(self.to[edge])
+            if level[sink] < 0:
+                return total
+            unused = [iter(edges) for edges in self.edges]
+            while self._push(source, sink, level, unused):
+                total += 1
+
+    def _push(self, source: int, sink: int, level: list[int], unused: list) -> bool:  # type: ignore[type-arg]
+        """One unit along a shortest path, without recursion: paths are as long as there are instances."""
+        path: list[int] = []
+        node = source
+        while node != sink:
+            for edge in unused[node]:
+                if self.room[edge] and level[self.to[edge]] == level[node] + 1:
+                    path.append(edge)
+                    node = self.to[edge]
+                    break
+            else:
+                if node == source:
+                    return False
+                level[node] = -1
+                node = self.to[path.pop() ^ 1]
+        for edge in path:
+            self.room[edge] -= 1
+            self.room[edge ^ 1] += 1
+        return True
+
+
+def _least_a_max(active: list[int], layout: ReplicaLayout) -> int:
+    """The smallest cap on every instance with which each active expert still finds a host."""
+    low, high = -(-len(active) // layout.num_instances), len(active)
+    while low < high:
+        cap = (low + high) // 2
+        graph = Dinic(2 + len(active) + layout.num_instances)
+        for i, expert in enumerate(active):
+            graph.add(0, 2 + i, 1)
+            for host in layout.hosts[expert]:
+                graph.add(2 + i, 2 + len(active) + host, 1)
+        for g in range(layout.num_instances):
+            graph.add(2 + len(active) + g, 1, cap)
+        if graph.flow(0, 1) == len(active):
+            high = cap
+        else:
+            low = cap + 1
+    return low
+
+
+@pytest.fixture(scope="session")
+def least_a_max() -> Callable[[list[int], ReplicaLayout], int]:
+    """The least possible a_max by Dinic's maximum flow: exact, and nothing like the algorithm it judges."""
+    return _least_a_max
