@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from janus_transport import HEADER_BYTES, DType, FrameError, Header, Kind, decode
+from janus_transport.framing import wipe
 
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 HEADERS = st.builds(
@@ -22,7 +23,19 @@ HEADERS = st.builds(
 def test_round_trip(header: Header) -> None:
     buffer = np.zeros(HEADER_BYTES + 500, np.uint8)
     header.encode_into(buffer)
-    assert decode(buffer) == header
+    assert decode(buffer) == header == Header.decode(buffer)
+
+
+@given(HEADERS, HEADERS, st.integers(0, HEADER_BYTES - 1))
+def test_a_message_shorter_than_a_header_is_no_frame(old: Header, new: Header, length: int) -> None:
+    buffer = np.zeros(HEADER_BYTES + 500, np.uint8)
+    old.encode_into(buffer)
+    wipe(buffer)
+    message = np.zeros(HEADER_BYTES, np.uint8)
+    new.encode_into(message)
+    buffer[:length] = message[:length]
+    with pytest.raises(FrameError):
+        decode(buffer)
 
 
 @given(st.binary(max_size=400))
@@ -53,6 +66,7 @@ def test_a_flipped_byte_never_crashes(header: Header, place: int, change: int) -
         ((5, 99), "kind 99"),
         ((36, 9), "dtype 9"),
         ((40, 255), "payload"),
+        ((127, 0), "cut short"),
     ],
 )
 def test_errors_name_the_field(change: tuple[int, int], match: str) -> None:

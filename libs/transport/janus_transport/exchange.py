@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from janus_transport.base import Bytes, PeerLost, Request, Transport, TransportError, Truncated, WaitTimeout
-from janus_transport.framing import HEADER_BYTES, FrameError, Header, decode
+from janus_transport.framing import HEADER_BYTES, FrameError, Header, decode, wipe
 
 _LOG = logging.getLogger("janus.transport")
 _RECLAIM_S = 1.0
 _SEND_AGAIN_S = 30.0
 _HANDLES = 64
+_PARKED = 16
 
 
 @dataclass(slots=True)
@@ -78,7 +79,10 @@ class Exchange:
         self._max_payload = max_payload
         self._depth = depth
         self._links: dict[int, _Link] = {}
+        self._parked: dict[int, _Link] = {}
+        """Members that left, oldest first."""
         self._addresses: dict[int, bytes] = {}
+        """Of members linked or parked."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self.messages_sent = 0
@@ -87,24 +91,37 @@ class Exchange:
         """Frames dropped: malformed, oversized, or of a sender that is not who it says."""
 
     def set_peers(self, peers: Mapping[int, bytes]) -> None:
-        """Talk to exactly these members: new ones are connected, others forgotten, the rest left as they are.
+        """Talk to exactly these members; those who stay are left as they are.
 
-        One that is kept though its link has failed is connected anew: it may have come back, or closed the
-        link on its side while it was out of the cohort. Raises PeerLost when it cannot be; the others that
-        follow are then not connected until the next call.
+        The link of a living member that leaves is parked, as it may return: closing it would break the other
+        side's. A link that has failed is closed, and one of a member that stays is then made anew. Raises
+        PeerLost when one cannot be made; those not yet connected then wait for the next call.
         """
-        for member in [m for m, a in self._addresses.items() if peers.get(m) != a or self.lost(m)]:
-            self._transport.disconnect(member)
-            del self._addresses[member], self._links[member]
+        for member in [m for m, a in self._addresses.items() if peers.get(m, a) != a or self._failed(m)]:
+            self._close(member)
+        for member in [m for m in self._links if m not in peers]:
+            self._parked[member] = self._links.pop(member)
+        while len(self._parked) > _PARKED:
+            self._close(next(iter(self._parked)))
         for member, address in peers.items():
-            if member in self._addresses:
-                continue
-            self._transport.connect(member, address)
-            self._addresses[member] = address
-            link = self._links[member] = _Link()
-            for _ in range(self._depth):
-                buffer = np.empty(HEADER_BYTES + self._max_payload, np.uint8)
-                self._post(member, link, buffer, self._transport.prepare(buffer))
+            if member in self._parked:
+                self._links[member] = self._parked.pop(member)
+            elif member not in self._links:
+                self._connect(member, address)
+
+    def _connect(self, member: int, address: bytes) -> None:
+        self._transport.connect(member, address)
+        self._addresses[member] = address
+        link = self._links[member] = _Link()
+        for _ in range(self._depth):
+            buffer = np.empty(HEADER_BYTES + self._max_payload, np.uint8)
+            self._post(member, link, buffer, self._transport.prepare(buffer))
+
+    def _close(self, member: int) -> None:
+        self._transport.disconnect(member)
+        del self._addresses[member]
+        self._links.pop(member, None)
+        self._parked.pop(member, None)
 
     def allocate(self) -> SendBuffer:
         """A buffer for frames of up to ``max_payload`` bytes."""
@@ -140,6 +157,8 @@ class Exchange:
                 buffer.handles.clear()
             message = buffer.handles[size] = self._transport.prepare(buffer.raw[:size])
         for peer in peers:
+            if peer not in self._links:
+                raise PeerLost(peer, "not a peer")
             buffer.requests.append(self._transport.send(peer, message))
             self.messages_sent += 1
             self.bytes_sent += size
@@ -193,6 +212,7 @@ class Exchange:
         return Frame(header, buffer[HEADER_BYTES : HEADER_BYTES + header.payload_bytes])
 
     def _post(self, peer: int, link: _Link, buffer: Bytes, handle: Any) -> None:
+        wipe(buffer)
         try:
             link.ring.append((self._transport.recv(peer, handle), buffer, handle))
         except PeerLost:
@@ -200,8 +220,11 @@ class Exchange:
 
     def lost(self, peer: int) -> bool:
         """Whether ``peer`` is known to be gone."""
-        link = self._links.get(peer)
-        return link is None or link.lost or not self._transport.alive(peer)
+        return peer not in self._links or self._failed(peer)
+
+    def _failed(self, peer: int) -> bool:
+        link = self._links.get(peer) or self._parked[peer]
+        return link.lost or not self._transport.alive(peer)
 
     def wait(
         self,

@@ -3,7 +3,11 @@
 The header is 128 bytes, little-endian, so that payloads of aligned buffers are aligned::
 
     magic "JNS1", version u8, kind u8, flags u16, epoch u64, step u64, layer u16, lane u16, source u32,
-    tokens u32, dtype u8, topk u8, payload_bytes u64, digest u64, elapsed_us u32, trace_id 16, span_id 8
+    tokens u32, dtype u8, topk u8, payload_bytes u64, digest u64, elapsed_us u32, trace_id 16, span_id 8,
+    end "1SNJ"
+
+Transports do not tell how long a message was: receive buffers are wiped before use (:func:`wipe`), and what is
+shorter than a header then lacks the end.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from dataclasses import dataclass
 from janus_transport.base import Bytes, TransportError
 
 MAGIC = b"JNS1"
+END = MAGIC[::-1]
 VERSION = 1
 HEADER_BYTES = 128
-_LAYOUT = struct.Struct("<4sBBHQQHHIIBB2xQQI4x16s8s40x")
+_LAYOUT = struct.Struct("<4sBBHQQHHIIBB2xQQI4x16s8s36x4s")
 assert _LAYOUT.size == HEADER_BYTES
 
 
@@ -83,7 +88,7 @@ class Header:
             _LAYOUT.pack_into(
                 buffer.data, 0, MAGIC, VERSION, self.kind, self.flags, self.epoch, self.step, self.layer,
                 self.lane, self.source, self.tokens, self.dtype, self.topk, self.payload_bytes, self.digest,
-                min(self.elapsed_us, 0xFFFFFFFF), self.trace_id, self.span_id,
+                min(self.elapsed_us, 0xFFFFFFFF), self.trace_id, self.span_id, END,
             )  # fmt: skip
         except struct.error as error:
             raise FrameError(f"header field out of range: {error} in {self}") from error
@@ -94,18 +99,25 @@ class Header:
         return decode(buffer)
 
 
+def wipe(buffer: Bytes) -> None:
+    """Make sure that what an earlier frame left in a buffer is not taken for the next one."""
+    buffer[:HEADER_BYTES] = 0
+
+
 def decode(buffer: Bytes) -> Header:
     """Header of a received frame. Raises FrameError naming the field, its value and what is allowed."""
     if buffer.nbytes < HEADER_BYTES:
         raise FrameError(f"{buffer.nbytes} bytes are no header of {HEADER_BYTES}")
     (
         magic, version, kind, flags, epoch, step, layer, lane, source, tokens, dtype, topk, payload_bytes, digest,
-        elapsed_us, trace_id, span_id,
+        elapsed_us, trace_id, span_id, end,
     ) = _LAYOUT.unpack_from(buffer.data)  # fmt: skip
     if magic != MAGIC:
         raise FrameError(f"magic is {magic!r}, not {MAGIC!r}")
     if version != VERSION:
         raise FrameError(f"frame version {version}; this build speaks {VERSION}")
+    if end != END:
+        raise FrameError(f"header ends with {end!r}, not {END!r}: cut short")
     known = _KINDS.get(kind)
     if known is None:
         raise FrameError(f"kind {kind}; allowed: {', '.join(f'{k.value} ({k.name})' for k in Kind)}")
