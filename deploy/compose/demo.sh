@@ -1,54 +1,106 @@
 #!/usr/bin/env bash
 # Builds the images, brings the mesh up with compose, asks the demo model a question over HTTP, scales the MoE
-# pool under way, and takes everything down. Needs root (or the docker group) and a running engine.
+# pool under way, and takes everything down. Needs the right to use a running container engine; root where the
+# base image has to be made. What .env says can be overridden from the environment. `make compose-demo` runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 fail() { echo "error: $*" >&2; exit 1; }
+python=.venv/bin/python
 
-docker info >/dev/null 2>&1 || fail "no container engine answers. Install one (apt-get install docker.io docker-compose), start it (dockerd), and be root or in the docker group."
+# -- what must be there -------------------------------------------------------------------------------
+
+[ -x "$python" ] || fail "no .venv: run make install first"
+command -v docker >/dev/null || fail "docker is not installed. On Debian: apt-get install docker.io docker-compose"
+said=$(docker info 2>&1 >/dev/null) || fail "no container engine answers (${said%%$'\n'*}). Start it (systemctl start docker, or dockerd), and be root or in the group docker."
 if docker compose version >/dev/null 2>&1; then
     compose=(docker compose)
 elif command -v docker-compose >/dev/null; then
     compose=(docker-compose)
 else
-    fail "neither 'docker compose' nor docker-compose is installed"
+    fail "neither 'docker compose' nor docker-compose is installed. On Debian: apt-get install docker-compose"
+fi
+# The legacy builder is the one that every engine has; BuildKit, where it is there, is quicker.
+if ! docker buildx version >/dev/null 2>&1; then
+    export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0
 fi
 
-base=python:3.11-slim-bookworm
-export PIP_NO_INDEX=1 DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0 MIN_ATTENTION=2 MIN_EXPERTS=3 HTTP_PORT=${HTTP_PORT:-18000} GRPC_PORT=${GRPC_PORT:-15051}
 project=janus-demo-$$
-run() { "${compose[@]}" --project-directory deploy/compose --file deploy/compose/compose.yaml --env-file deploy/compose/.env --project-name "$project" --profile cpu "$@"; }
-url=http://127.0.0.1:$HTTP_PORT
+scratch=$(mktemp -d)
+export COMPOSE_PROJECT_NAME=$project
+export BASE_IMAGE=${BASE_IMAGE:-python:3.11-slim-bookworm} JANUS_VERSION=${JANUS_VERSION:-0.1.0} PIP_NO_INDEX=1
+export MODEL_DIR=${MODEL_DIR:-$PWD/.janus/demo} MODEL_NAME=demo API_KEYS=
+export PUBLISH_ADDRESS=127.0.0.1 HTTP_PORT=${HTTP_PORT:-18000} GRPC_PORT=${GRPC_PORT:-15051}
+export MIN_ATTENTION=2 MIN_EXPERTS=3
+JANUS_REVISION=${JANUS_REVISION:-$(git rev-parse HEAD 2>/dev/null || true)}
+export JANUS_REVISION
+url=http://$PUBLISH_ADDRESS:$HTTP_PORT
+started=
 
-[ -f .janus/demo/janus-demo.json ] || .venv/bin/python -m janus_cli model demo .janus/demo
-docker image inspect "$base" >/dev/null 2>&1 || docker pull "$base" >/dev/null 2>&1 || deploy/compose/base-image.sh "$base"
-nice env -u PIP_NO_INDEX deploy/compose/wheels.sh --all
-
-began=$SECONDS
-echo "building the images"
-nice "${compose[@]}" --project-directory deploy/compose --file deploy/compose/compose.yaml --env-file deploy/compose/.env --profile cpu build >/tmp/janus-build-$$.log 2>&1 \
-    || { tail -40 "/tmp/janus-build-$$.log" >&2; fail "the images did not build"; }
-rm -f "/tmp/janus-build-$$.log"
-echo "images built in $((SECONDS - began)) s"
-docker images --format 'table {{.Repository}}\t{{.Size}}' | grep -E '^(REPOSITORY|janus-)' || true
-for role in gateway scheduler autoscaler; do
-    docker run --rm --network none --entrypoint python "janus-$role:0.1.0" -c \
-        "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)" \
-        || fail "the $role image has torch"
-done
-echo "no torch in gateway, scheduler, autoscaler"
+run() { (cd deploy/compose && "${compose[@]}" --profile cpu "$@"); }
 
 finish() {
     local status=$?
-    [ "$status" = 0 ] || { run ps || true; run logs --tail 15 || true; }
-    run down --volumes --timeout 20 >/dev/null 2>&1 || true
+    trap - EXIT INT TERM
+    if [ -n "$started" ]; then
+        [ "$status" = 0 ] || { run ps || true; run logs --tail 15 || true; }
+        echo "taking the mesh down"
+        run down --volumes --timeout 30 >"$scratch/down.log" 2>&1 || { cat "$scratch/down.log" >&2; status=1; }
+        left=$(docker ps --all --quiet --filter "label=com.docker.compose.project=$project")
+        [ -z "$left" ] || { echo "error: containers were left behind: $left" >&2; status=1; }
+    fi
+    rm -rf "$scratch"
     exit "$status"
 }
 trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+port_is_free() { "$python" -c 'import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind((sys.argv[1], int(sys.argv[2])))' "$PUBLISH_ADDRESS" "$1" 2>/dev/null; }
+port_is_free "$HTTP_PORT" || fail "port $HTTP_PORT of $PUBLISH_ADDRESS is taken: choose another with HTTP_PORT=..."
+port_is_free "$GRPC_PORT" || fail "port $GRPC_PORT of $PUBLISH_ADDRESS is taken: choose another with GRPC_PORT=..."
+
+# -- model, base image, wheels, images ----------------------------------------------------------------
+
+[ -f "$MODEL_DIR/config.json" ] || "$python" -m janus_cli model demo "$MODEL_DIR"
+docker image inspect "$BASE_IMAGE" >/dev/null 2>&1 || docker pull --quiet "$BASE_IMAGE" 2>/dev/null || deploy/compose/base-image.sh "$BASE_IMAGE"
+began=$SECONDS
+env -u PIP_NO_INDEX nice deploy/compose/wheels.sh --all
+echo "wheels: $((SECONDS - began)) s"
+
+quietly() {  # command...: its output only when it fails
+    nice "$@" >"$scratch/build.log" 2>&1 || { tail -40 "$scratch/build.log" >&2; fail "the images did not build"; }
+}
+began=$SECONDS
+echo "building the images (minutes the first time)"
+if [ -z "${REDIS_IMAGE:-}" ]; then
+    REDIS_IMAGE=redis:7-alpine
+    if ! docker image inspect "$REDIS_IMAGE" >/dev/null 2>&1 && ! docker pull --quiet "$REDIS_IMAGE" >/dev/null 2>&1; then
+        REDIS_IMAGE=janus-redis
+        quietly docker build --build-arg BASE_IMAGE="$BASE_IMAGE" --build-arg PIP_NO_INDEX=1 \
+            --file deploy/compose/redis.Dockerfile --tag "$REDIS_IMAGE" .
+    fi
+fi
+export REDIS_IMAGE
+cd deploy/compose
+quietly "${compose[@]}" --profile cpu build
+cd ../..
+echo "images built in $((SECONDS - began)) s; Redis is $REDIS_IMAGE"
+for image in {gateway,scheduler,autoscaler,attention,moe}; do
+    docker image inspect --format '{{index .RepoTags 0}} {{.Size}}' "janus-$image:$JANUS_VERSION"
+done | awk '{printf "  %-24s %5d MB\n", $1, $2 / 1e6}'
+for image in gateway scheduler autoscaler; do
+    docker run --rm --network none --entrypoint python "janus-$image:$JANUS_VERSION" -c \
+        "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)" \
+        || fail "the image janus-$image has torch"
+done
+echo "no torch in gateway, scheduler, autoscaler"
+
+# -- the mesh -----------------------------------------------------------------------------------------
 
 ask() {
-    .venv/bin/python - "$url" "$1" <<'PY'
+    echo "> $1"
+    "$python" - "$url" "$1" <<'PY'
 import json, sys, urllib.request
 
 url, question = sys.argv[1:]
@@ -57,8 +109,10 @@ request = urllib.request.Request(
     f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
 )
 with urllib.request.urlopen(request, timeout=180) as answer:
-    print(">", question)
-    print(json.load(answer)["choices"][0]["message"]["content"])
+    text = json.load(answer)["choices"][0]["message"]["content"]
+if not text.strip():
+    sys.exit("error: the answer is empty")
+print(text)
 PY
 }
 
@@ -71,18 +125,23 @@ wait_for() {  # what, seconds, command...
     done
 }
 
-ready() { curl -fsS -o /dev/null --max-time 5 "$url/health/ready" 2>/dev/null; }
-moe_members() { [ "$(curl -fsS --max-time 5 "$url/api/state" | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)["cohort"]["moe"])')" = "$1" ]; }
+get() { "$python" -c 'import sys, urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1], timeout=5).read())' "$1" 2>/dev/null; }
+ready() { get "$url/health/ready" >/dev/null; }
+moe_members() { [ "$(get "$url/api/state" | "$python" -c 'import json, sys; print(json.load(sys.stdin)["cohort"]["moe"])' 2>/dev/null)" = "$1" ]; }
 
 began=$SECONDS
+started=1
 run up --detach --no-build --scale attention=2 --scale moe=3
 wait_for "$url/health/ready" 180 ready
-echo "the mesh was ready after $((SECONDS - began)) s"
 wait_for "3 MoE workers in the cohort" 60 moe_members 3
+echo "the mesh was ready after $((SECONDS - began)) s"
 ask "What is the capital of France?"
 run ps
 echo "scaling the MoE pool to 4"
+began=$SECONDS
 run up --detach --no-build --scale attention=2 --scale moe=4
 wait_for "4 MoE workers in the cohort" 120 moe_members 4
-ask "Name a colour of the rainbow."
+echo "4 MoE workers after $((SECONDS - began)) s"
+ask "What is the capital of France?"
+run exec -T gateway python -m janus_runtime.healthcheck
 echo "done"
