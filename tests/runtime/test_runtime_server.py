@@ -17,8 +17,8 @@ from janus_runtime.channel import connect
 from janus_runtime.errors import FailedPrecondition, Internal, InvalidArgument, Unavailable, from_rpc_error
 from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
+from janus_wire.v1 import common_pb2, scheduler_pb2_grpc
 from janus_wire.v1 import scheduler_pb2 as pb
-from janus_wire.v1 import scheduler_pb2_grpc
 
 pytestmark = pytest.mark.asyncio
 NAME = "janus.v1.SchedulerService"
@@ -30,6 +30,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.closed = asyncio.Event()
         self.metadata: dict[str, Any] = {}
         self.peer = ""
+        self.closed_in_place = False
 
     async def GetCohort(self, request: Any, context: Any) -> Any:
         self.metadata = dict(context.invocation_metadata())
@@ -50,12 +51,16 @@ class Servicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         return pb.GetLayoutResponse()
 
     async def WatchCohort(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        task = asyncio.current_task()
         try:
+            while "flood" in dict(context.invocation_metadata()):
+                yield pb.WatchCohortResponse(cohort=common_pb2.Cohort(model="x" * 100_000))
             yield pb.WatchCohortResponse()
             if "fail" in dict(context.invocation_metadata()):
                 raise Unavailable("later", retry_after_s=2.0)
             await asyncio.sleep(60)
         finally:
+            self.closed_in_place = asyncio.current_task() is task
             self.closed.set()
 
     async def Rebalance(self, request: Any, context: Any) -> Any:
@@ -135,6 +140,17 @@ async def test_cancelling_closes_the_servicer_s_generator_at_once() -> None:
         assert not s.servicer.closed.is_set()
         call.cancel()
         await asyncio.wait_for(s.servicer.closed.wait(), 2)
+
+
+async def test_a_generator_suspended_at_a_yield_is_closed_by_its_own_call() -> None:
+    """Not by the garbage collector in some other task, where its context and spans are not."""
+    async with Served() as s:
+        call = s.stub.WatchCohort(pb.WatchCohortRequest(), timeout=30, metadata=(("flood", "1"),))
+        await call.read()
+        await asyncio.sleep(0.1)  # the window is full: the server waits in its write
+        call.cancel()
+        await asyncio.wait_for(s.servicer.closed.wait(), 2)
+        assert s.servicer.closed_in_place
 
 
 async def test_stop_ends_open_streams_within_the_grace() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,31 @@ async def test_a_redis_that_comes_back_empty_gets_the_same_cohort(tmp_path: Path
         await keeper.close()
     await coordination.close()
     server.stop()
+
+
+async def test_leases_that_redis_lost_are_waited_for_before_anyone_is_dropped(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    p = publisher(coordination, settle_s=0.0)
+    names = ("attention-0", "moe-0", "moe-1", "moe-2")
+    keepers = [await coordination.register(ready(n)) for n in names]
+    await p.round(time.monotonic())
+    before = await coordination.cohort()
+    assert before is not None and len(before.moe) == 3
+    client: Any = aioredis.Redis.from_url(settings.redis_url, protocol=2)
+    await client.flushall()
+    await client.aclose()
+    for keeper in keepers[:3]:  # moe-2 renews later than the others
+        await keeper._try_write()
+    for _ in range(2):
+        await p.round(time.monotonic())
+    assert await coordination.cohort() == before
+    assert "waiting for moe-2 to renew" in p.status
+    await p.round(time.monotonic() + 10.0)  # its time to live is over: it is gone
+    after = await coordination.cohort()
+    assert after is not None and after.epoch == 2 and [m.worker_id for m in after.moe] == ["moe-0", "moe-1"]
+    for keeper in keepers:
+        await keeper.close()
 
 
 async def test_garbage_in_the_cohort_and_layout_keys_is_replaced(
