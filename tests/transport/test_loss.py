@@ -167,10 +167,18 @@ def test_a_dead_address_is_a_loss_not_a_hang(new_mesh: New) -> None:
     assert time.monotonic() - began < NOTICED_S
 
 
-def test_bytes_that_are_no_address(new_mesh: New) -> None:
-    mesh = new_mesh("ucx-tcp", 2)
-    with pytest.raises(PeerLost, match="member 9"):
-        mesh.exchange.set_peers({2: mesh.others[2].address, 9: b""})
+@pytest.mark.parametrize("kind", ["ucx-shm", "ucx-tcp"])
+@pytest.mark.parametrize("damage", ["empty", "noise", "cut", "flipped"])
+def test_bytes_that_are_no_address(new_mesh: New, kind: str, damage: str) -> None:
+    """UCX itself would read on past their end, or crash."""
+    mesh = new_mesh(kind, 2)
+    good = mesh.others[2].address
+    flipped = bytearray(good)
+    flipped[-20] ^= 1
+    noise = np.random.default_rng(1).bytes(len(good))
+    bad = {"empty": b"", "noise": noise, "cut": good[:-9], "flipped": bytes(flipped)}[damage]
+    with pytest.raises(PeerLost, match="member 9.*address"):
+        mesh.exchange.set_peers({2: good, 9: bad})
     mesh.talk_to(2)
     mesh.echo(1)
 

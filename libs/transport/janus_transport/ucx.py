@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from janus_transport.address import seal, unseal
 from janus_transport.base import Bytes, PeerLost, Request, Transport, TransportError, Truncated, WaitTimeout
 
 _DEFAULTS = {
@@ -113,7 +114,7 @@ class UcxTransport(Transport):
         self._context = self._ucx.UCXContext({}, feature_flags=features)
         self._worker = self._ucx.UCXWorker(self._context)
         self._worker.init_blocking_progress_mode()
-        self._address = bytes(self._worker.address.tobytes())
+        self._address = seal(self.name, bytes(self._worker.address.tobytes()))
         self._endpoints: dict[int, Any] = {}
         self._tags: dict[int, Any] = {}
         self._send_tag = self._ucx.UCXXTag(_TAG_KIND | member)
@@ -135,7 +136,7 @@ class UcxTransport(Transport):
     def connect(self, peer: int, address: bytes) -> None:
         self.disconnect(peer)
         try:
-            remote = self._ucx.UCXAddress.create_from_buffer(address)
+            remote = self._ucx.UCXAddress.create_from_buffer(unseal(self.name, address))
             endpoint = self._ucx.UCXEndpoint.create_from_worker_address(self._worker, remote, True)
         except Exception as error:  # UCXX's errors share no public base class
             raise PeerLost(peer, f"cannot connect: {type(error).__name__}: {error}") from error
