@@ -177,7 +177,7 @@ def test_bytes_that_are_no_address(new_mesh: New, kind: str, damage: str) -> Non
     flipped[-20] ^= 1
     noise = np.random.default_rng(1).bytes(len(good))
     bad = {"empty": b"", "noise": noise, "cut": good[:-9], "flipped": bytes(flipped)}[damage]
-    with pytest.raises(PeerLost, match="member 9.*address"):
+    with pytest.raises(PeerLost, match=r"member 9.*address"):
         mesh.exchange.set_peers({2: good, 9: bad})
     mesh.talk_to(2)
     mesh.echo(1)
