@@ -24,6 +24,7 @@ class Case:
     contexts: list[int]
     tables: torch.Tensor
     window: int | None
+    sinks: torch.Tensor | None = None
 
     def run(
         self, query: torch.Tensor, starts: list[int], contexts: list[int], tables: torch.Tensor
@@ -31,7 +32,7 @@ class Case:
         return paged_attention(
             query, self.keys, self.values, query_starts=torch.tensor(starts, dtype=torch.int32),
             context_lens=torch.tensor(contexts, dtype=torch.int32), block_tables=tables,
-            scale=query.shape[2] ** -0.5, window=self.window,
+            scale=query.shape[2] ** -0.5, window=self.window, sinks=self.sinks,
         )  # fmt: skip
 
     def result(self) -> torch.Tensor:
@@ -50,13 +51,16 @@ class Case:
                 v = torch.stack([self.values[p] for p in places]).double()
                 for h in range(self.query.shape[1]):
                     scores = k[:, h // group] @ self.query[t, h].double() * self.query.shape[2] ** -0.5
-                    out[t, h] = scores.softmax(0) @ v[:, h // group]
+                    shares = scores.exp() / scores.exp().sum()
+                    if self.sinks is not None:
+                        shares = scores.exp() / (scores.exp().sum() + self.sinks[h].double().exp())
+                    out[t, h] = shares @ v[:, h // group]
         return out
 
 
 def make_case(
     seed: int, dtype: torch.dtype, *, window: int | None = None, heads: int = 6, kv_heads: int = 2, width: int = 24,
-    values: int = 24, size: int = 4, longest: int = 40, shared: bool = False,
+    values: int = 24, size: int = 4, longest: int = 40, shared: bool = False, sinks: bool = False,
 ) -> Case:  # fmt: skip
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
@@ -77,7 +81,8 @@ def make_case(
     query = torch.randn(sum(counts), heads, width)
     starts = [0, *(int(n) for n in np.cumsum(counts))]
     return Case(query=query, keys=keys, values=keys[..., :values] if shared else held, starts=starts,
-                contexts=contexts, tables=torch.from_numpy(tables), window=window)  # fmt: skip
+                contexts=contexts, tables=torch.from_numpy(tables), window=window,
+                sinks=torch.randn(heads) * 3 if sinks else None)  # fmt: skip
 
 
 def check(case: Case, threads: list[int], tolerance: float = 2e-6) -> None:
@@ -117,6 +122,27 @@ def test_contexts_longer_than_a_chunk(compute: str, threads: list[int], window: 
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_sinks(compute: str, threads: list[int], window: int | None, dtype: torch.dtype) -> None:
+    check(make_case(17, dtype, window=window, sinks=True), threads)
+
+
+def test_attention_sinks_over_several_chunks(compute: str, threads: list[int]) -> None:
+    check(
+        make_case(18, torch.float32, heads=2, width=16, values=16, longest=400, size=16, sinks=True), threads
+    )
+
+
+def test_a_sink_of_minus_infinity_is_none_and_a_great_one_takes_all(compute: str) -> None:
+    case = make_case(19, torch.float32)
+    plain = case.result()
+    case.sinks = torch.full((6,), -torch.inf)
+    torch.testing.assert_close(case.result(), plain, rtol=1e-6, atol=1e-7)
+    case.sinks = torch.full((6,), 1e4)
+    assert not case.result().any()
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (8, 1), (40, 1), (9, 3)])
 def test_any_grouping_of_heads(compute: str, threads: list[int], heads: int, kv_heads: int) -> None:
     check(
@@ -148,6 +174,7 @@ def test_bad_arguments_are_refused(compute: str) -> None:
         ({"query_starts": torch.tensor(case.starts)}, "query_starts is torch.int64"),
         ({"context_lens": torch.tensor([1], dtype=torch.int32)}, "query_starts"),
         ({"window": 0}, "window = 0"),
+        ({"sinks": torch.zeros(2)}, "sinks is"),
     ]:
         with pytest.raises(ValueError, match=match):
             paged_attention(case.query, case.keys, case.values, **{**good, **change})  # type: ignore[arg-type]

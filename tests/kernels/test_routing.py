@@ -62,6 +62,44 @@ def test_route(compute: str, threads: list[int], spec: RoutingSpec, biased: bool
         assert torch.equal(again[0], ids.repeat(40, 1)) and torch.equal(again[1], weights.repeat(40, 1))
 
 
+def test_gpt_oss_and_deepseek_choose_as_transformers_does(compute: str) -> None:
+    """Each family's router on random weights: the same experts, the same weights."""
+    from transformers import DeepseekV2Config, DeepseekV3Config, GptOssConfig
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
+
+    torch.manual_seed(21)
+    grouped = {"hidden_size": 32, "n_routed_experts": 24, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 5,
+               "routed_scaling_factor": 2.5}  # fmt: skip
+    peers = [
+        (
+            GptOssTopKRouter(GptOssConfig(hidden_size=32, num_local_experts=24, num_experts_per_tok=4)),
+            RoutingSpec(top_k=4),
+        ),
+        (
+            DeepseekV2TopkRouter(DeepseekV2Config(**grouped, topk_method="group_limited_greedy")),
+            RoutingSpec(top_k=5, renormalize=False, scale=2.5, groups=4, groups_kept=2),
+        ),
+        (
+            DeepseekV3TopkRouter(DeepseekV3Config(**grouped, norm_topk_prob=True)),
+            RoutingSpec(top_k=5, scoring="sigmoid", scale=2.5, groups=4, groups_kept=2, group_score="top2"),
+        ),
+    ]
+    x = torch.randn(40, 32)
+    for peer, spec in peers:
+        for p in (*peer.parameters(), *peer.buffers()):
+            torch.nn.init.normal_(p)
+        with torch.no_grad():
+            _, weights, ids = peer(x)
+        own, correction = getattr(peer, "bias", None), getattr(peer, "e_score_correction_bias", None)
+        ours, shares = route(router_logits(x, peer.weight.detach(), own), spec, correction)
+        order, mine = ids.sort(dim=1), ours.sort(dim=1)
+        assert torch.equal(order.values.int(), mine.values)
+        expected = weights.gather(1, order.indices).double()
+        torch.testing.assert_close(shares.gather(1, mine.indices), expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("experts", [1, 5, 16, 17, 160, 1024])
 def test_any_number_of_experts(compute: str, experts: int) -> None:
     torch.manual_seed(experts)

@@ -142,7 +142,8 @@ void attend_as(const AttentionCall &call, const AttentionPiece &piece) {
     float *queries = memory, *scores = queries + pairs * hd, *sums = scores + pairs * kChunk, *total = sums + pairs * vd;
     float *tops = total + pairs * vd, *norms = tops + pairs, *top = norms + pairs, *norm = top + pairs;
     for (int64_t p = 0; p < pairs; ++p) {
-        tops[p] = -INFINITY, norms[p] = 0.0f;
+        const float *sink = call.sinks ? call.sinks + row(p) % call.heads : nullptr;
+        tops[p] = sink ? *sink : -INFINITY, norms[p] = sink ? 1.0f : 0.0f;
         const float *query = call.query + row(p) * hd;
         for (int64_t d = 0; d < hd; ++d) queries[p * hd + d] = query[d] * call.scale;
     }

@@ -10,7 +10,7 @@ bool ExpertTable::group(const int32_t *ids, const bool *mine, const double *weig
     begin_.assign(experts + 1, 0);
     for (int64_t i = 0; i < tokens * topk; ++i) {
         if (!mine[i]) continue;
-        if (ids[i] < 0 || ids[i] >= experts || !experts_[ids[i]].gate) {
+        if (ids[i] < 0 || ids[i] >= experts || !experts_[ids[i]].gate.data) {
             missing = ids[i];
             return false;
         }
@@ -33,7 +33,7 @@ bool ExpertTable::group(const int32_t *ids, const bool *mine, const double *weig
     return true;
 }
 
-void ExpertTable::compute(const float *x, int64_t tokens, double *out) {
+void ExpertTable::compute(const float *x, int64_t tokens, const Activation &activation, double *out) {
     std::fill(out, out + tokens * hidden_, 0.0);
     if (active_.empty()) return;
     // Rows a cache line longer than they need be: rows of a power of two fall on the same places of a cache.
@@ -47,25 +47,23 @@ void ExpertTable::compute(const float *x, int64_t tokens, double *out) {
     const KernelTable &table = kernels();
     const Pieces wide(inner_, calls()), narrow(hidden_);
     const int64_t pieces = calls() * wide.count, threads = pool().size();
-    const auto weights = [&](int64_t a, const void *Expert::*part) { return Weights{experts_[active_[a]].*part, dtype_}; };
+    const auto expert = [&](int64_t a) -> const Expert & { return experts_[active_[a]]; };
     pool().run(pieces, [&](int64_t i) {
         const int64_t a = i / wide.count, n0 = i % wide.count * wide.size, then = i + threads;
         const int64_t first = begin_[active_[a]], count = begin_[active_[a] + 1] - first;
-        const void *after = then < pieces ? row_of(weights(then / wide.count, &Expert::gate),
-                                                   then % wide.count * wide.size, hidden_)
+        const void *after = then < pieces ? row_of(expert(then / wide.count).gate, then % wide.count * wide.size, hidden_)
                                           : nullptr;
-        table.gate_up(spread, x_stride, rows_.data() + first, count, hidden_, weights(a, &Expert::gate),
-                      weights(a, &Expert::up), n0, std::min(inner_, n0 + wide.size), after, h + first * h_stride,
-                      h_stride);
+        table.gate_up(spread, x_stride, rows_.data() + first, count, hidden_, expert(a).gate, expert(a).up, activation,
+                      n0, std::min(inner_, n0 + wide.size), after, h + first * h_stride, h_stride);
     });
     // A thread owns columns of the output over all experts, so that no two add to the same number.
     pool().run(narrow.count, [&](int64_t i) {
         const int64_t n0 = i * narrow.size;
         for (int64_t a = 0; a < calls(); ++a) {
             const int64_t first = begin_[active_[a]], count = begin_[active_[a] + 1] - first;
-            const void *after = a + 1 < calls() ? row_of(weights(a + 1, &Expert::down), n0, inner_) : nullptr;
+            const void *after = a + 1 < calls() ? row_of(expert(a + 1).down, n0, inner_) : nullptr;
             table.down_add(h + first * h_stride, h_stride, rows_.data() + first, scale_.data() + first, count, inner_,
-                           weights(a, &Expert::down), n0, std::min(hidden_, n0 + narrow.size), after, hidden_, out);
+                           expert(a).down, n0, std::min(hidden_, n0 + narrow.size), after, hidden_, out);
         }
     });
 }

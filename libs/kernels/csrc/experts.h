@@ -14,23 +14,24 @@ class ExpertTable {
     ExpertTable(int experts, int64_t hidden, int64_t inner, DType dtype)
         : experts_(experts), hidden_(hidden), inner_(inner), dtype_(dtype) {}
 
-    void set(int expert, const void *gate, const void *up, const void *down) { experts_.at(expert) = {gate, up, down}; }
+    struct Expert {
+        Weights gate{}, up{}, down{};
+    };
+
+    DType dtype() const { return dtype_; }
+    void set(int expert, const Expert &weights) { experts_.at(expert) = weights; }
 
     // Sorts the pairs that are `mine` by expert. False, and `missing`, when one of their experts is not here.
     bool group(const int32_t *ids, const bool *mine, const double *weights, int64_t tokens, int64_t topk,
                int64_t &missing);
 
     // Writes the sum of the grouped pairs' outputs to out [tokens, hidden].
-    void compute(const float *x, int64_t tokens, double *out);
+    void compute(const float *x, int64_t tokens, const Activation &activation, double *out);
 
     int64_t calls() const { return static_cast<int64_t>(active_.size()); }
     int64_t pairs() const { return static_cast<int64_t>(rows_.size()); }
 
    private:
-    struct Expert {
-        const void *gate, *up, *down;
-    };
-
     std::vector<Expert> experts_;
     int64_t hidden_, inner_;
     DType dtype_;

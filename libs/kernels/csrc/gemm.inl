@@ -191,34 +191,46 @@ void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int6
     }
 }
 
-void linear(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0,
-            int64_t n1, const void *after, int64_t n_total, float *out) {
+inline void put(float *to, const float *values, const float *bias, int64_t count) {
+    if (bias)
+        for (int64_t i = 0; i < count; ++i) to[i] = values[i] + bias[i];
+    else
+        for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+}
+
+void linear(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1,
+            const void *after, int64_t n_total, float *out) {
+    const float *bias = w.bias;
     gemm_any([=](int64_t t) { return x + t * x_stride; }, tokens, k, w, n0, n1, after,
              [=](int64_t t, int64_t n, const float *values, int64_t count) {
-                 float *o = out + t * n_total + n;
-                 for (int64_t i = 0; i < count; ++i) o[i] = bias ? values[i] + bias[n + i] : values[i];
+                 put(out + t * n_total + n, values, bias ? bias + n : nullptr, count);
              });
 }
 
+void activate(const Activation &a, float *gate, const float *up, int64_t count) {
+    if (!a.clamped) {
+        for (int64_t n = 0; n < count; ++n) gate[n] = gate[n] / (1.0f + exp_one(-gate[n])) * up[n];
+        return;
+    }
+    for (int64_t n = 0; n < count; ++n) {
+        const float g = gate[n] > a.limit ? a.limit : gate[n], most = up[n] > a.limit ? a.limit : up[n];
+        const float u = most < -a.limit ? -a.limit : most;
+        gate[n] = (u + 1.0f) * (g / (1.0f + exp_one(-(g * a.alpha))));
+    }
+}
+
 void gate_up(const float *x, int64_t x_stride, const int32_t *rows, int64_t tokens, int64_t k, Weights gate, Weights up,
-             int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride) {
+             const Activation &activation, int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride) {
     const auto at = [=](int64_t t) { return x + static_cast<int64_t>(rows ? rows[t] : t) * x_stride; };
     const int64_t width = n1 - n0;
     float *ups = scratch(1, tokens * width);
-    const auto copy = [](float *to, const float *values, int64_t count) {
-        for (int64_t i = 0; i < count; ++i) to[i] = values[i];
-    };
     gemm_any(at, tokens, k, gate, n0, n1, row_of(up, n0, k), [=](int64_t t, int64_t n, const float *values, int64_t count) {
-        copy(out + t * out_stride + n, values, count);
+        put(out + t * out_stride + n, values, gate.bias ? gate.bias + n : nullptr, count);
     });
     gemm_any(at, tokens, k, up, n0, n1, after, [=](int64_t t, int64_t n, const float *values, int64_t count) {
-        copy(ups + t * width + n - n0, values, count);
+        put(ups + t * width + n - n0, values, up.bias ? up.bias + n : nullptr, count);
     });
-    for (int64_t t = 0; t < tokens; ++t) {
-        float *g = out + t * out_stride + n0;
-        const float *u = ups + t * width;
-        for (int64_t n = 0; n < width; ++n) g[n] = g[n] / (1.0f + exp_one(-g[n])) * u[n];
-    }
+    for (int64_t t = 0; t < tokens; ++t) activate(activation, out + t * out_stride + n0, ups + t * width, width);
 }
 
 void down_add(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens, int64_t k,
@@ -226,8 +238,10 @@ void down_add(const float *h, int64_t h_stride, const int32_t *rows, const doubl
     gemm_any([=](int64_t t) { return h + t * h_stride; }, tokens, k, down, n0, n1, after,
              [=](int64_t t, int64_t n, const float *values, int64_t count) {
                  const double scale = weight[t];
+                 float biased[8];
+                 put(biased, values, down.bias ? down.bias + n : nullptr, count);
                  double *o = out + static_cast<int64_t>(rows[t]) * n_total + n;
                  for (int64_t i = 0; i < count; ++i)
-                     o[i] += (static_cast<double>(values[i]) * scale + kGrid) - kGrid;
+                     o[i] += (static_cast<double>(biased[i]) * scale + kGrid) - kGrid;
              });
 }

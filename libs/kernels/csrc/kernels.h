@@ -14,6 +14,7 @@ enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 struct Weights {
     const void *data;  // [N, K], rows contiguous
     DType dtype;
+    const float *bias = nullptr;  // [N] or null, added to the products
 };
 
 // Row n of weights with rows of k elements.
@@ -30,6 +31,7 @@ struct AttentionCall {
     const int32_t *query_starts;  // [B + 1]
     const int32_t *context_lens;  // [B]
     const int32_t *block_tables;  // [B, table_width]
+    const float *sinks;           // [H] or null: one more logit in each head's softmax, with no value
     float *out;                   // [T, H, value_dim]
     int64_t heads, kv_heads, head_dim, value_dim, key_row, value_row, block_size, table_width, window;
     float scale;
@@ -39,6 +41,13 @@ struct AttentionCall {
 // [kv_begin, kv_end), or a part of one KV head's.
 struct AttentionPiece {
     int32_t sequence, kv_begin, kv_end, head_begin, head_end, first, last;
+};
+
+// What lies between an expert's first products and its last: silu(gate) * up, or, clamped,
+// (up + 1) * gate * sigmoid(alpha * gate) with gate at most `limit` and up within it on both sides.
+struct Activation {
+    bool clamped = false;
+    float alpha = 1.0f, limit = 0.0f;
 };
 
 // Choosing experts; see ops/routing.py.
@@ -63,12 +72,13 @@ struct SampleCall {
 // `after`: weights that the same thread probably reads next, or null.
 struct KernelTable {
     const char *name;
-    // out[t, n] = sum_k x[t, k] w[n, k] (+ bias[n]) for rows n of [n0, n1); out has n_total columns.
-    void (*linear)(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w, const float *bias, int64_t n0, int64_t n1,
-                   const void *after, int64_t n_total, float *out);
-    // out[t, n] = silu(x gate^T) * (x up^T) for rows n of [n0, n1); x rows are picked by index unless rows is null.
+    // out[t, n] = sum_k x[t, k] w[n, k] + bias[n] for rows n of [n0, n1); out has n_total columns.
+    void (*linear)(const float *x, int64_t x_stride, int64_t tokens, int64_t k, Weights w,
+                   int64_t n0, int64_t n1, const void *after, int64_t n_total, float *out);
+    // out[t, n] = activation(x gate^T, x up^T) for rows n of [n0, n1); x rows are picked by index unless rows is null.
     void (*gate_up)(const float *x, int64_t x_stride, const int32_t *rows, int64_t tokens, int64_t k, Weights gate,
-                    Weights up, int64_t n0, int64_t n1, const void *after, float *out, int64_t out_stride);
+                    Weights up, const Activation &activation, int64_t n0, int64_t n1, const void *after, float *out,
+                    int64_t out_stride);
     // out[rows[t], n] += grid(weight[t] * (h down^T)[t, n]) for n of [n0, n1).
     void (*down_add)(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens,
                      int64_t k, Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total,

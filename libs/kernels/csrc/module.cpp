@@ -18,9 +18,9 @@ namespace {
 
 void linear(uintptr_t x, int64_t tokens, int64_t k, uintptr_t w, int dtype, uintptr_t bias, int64_t n, uintptr_t out) {
     nb::gil_scoped_release release;
-    const Weights weights{at<void>(w), static_cast<DType>(dtype)};
+    const Weights weights{at<void>(w), static_cast<DType>(dtype), at<float>(bias)};
     over_rows(n, tokens * k * n, [&](int64_t n0, int64_t n1) {
-        kernels().linear(at<float>(x), k, tokens, k, weights, at<float>(bias), n0, n1, nullptr, n, at<float>(out));
+        kernels().linear(at<float>(x), k, tokens, k, weights, n0, n1, nullptr, n, at<float>(out));
     });
 }
 
@@ -30,22 +30,21 @@ void swiglu(uintptr_t x, int64_t tokens, int64_t hidden, uintptr_t gate, uintptr
     const DType type = static_cast<DType>(dtype);
     over_rows(inner, tokens * hidden * inner, [&](int64_t n0, int64_t n1) {
         kernels().gate_up(at<float>(x), hidden, nullptr, tokens, hidden, {at<void>(gate), type}, {at<void>(up), type},
-                          n0, n1, nullptr, at<float>(h), inner);
+                          {}, n0, n1, nullptr, at<float>(h), inner);
     });
     over_rows(hidden, tokens * hidden * inner, [&](int64_t n0, int64_t n1) {
-        kernels().linear(at<float>(h), inner, tokens, inner, {at<void>(down), type}, nullptr, n0, n1, nullptr,
-                         hidden, at<float>(out));
+        kernels().linear(at<float>(h), inner, tokens, inner, {at<void>(down), type}, n0, n1, nullptr, hidden, at<float>(out));
     });
 }
 
 void attention(uintptr_t query, uintptr_t keys, uintptr_t values, int dtype, uintptr_t starts, uintptr_t contexts,
-               uintptr_t tables, uintptr_t out, int64_t sequences, int64_t heads, int64_t kv_heads, int64_t head_dim,
+               uintptr_t tables, uintptr_t sinks, uintptr_t out, int64_t sequences, int64_t heads, int64_t kv_heads, int64_t head_dim,
                int64_t value_dim, int64_t key_row, int64_t value_row, int64_t block_size, int64_t table_width,
                int64_t window, float scale) {
     nb::gil_scoped_release release;
     const AttentionCall call{at<float>(query), at<void>(keys), at<void>(values), static_cast<DType>(dtype),
-                             at<int32_t>(starts), at<int32_t>(contexts), at<int32_t>(tables), at<float>(out),
-                             heads, kv_heads, head_dim, value_dim, key_row, value_row, block_size, table_width,
+                             at<int32_t>(starts), at<int32_t>(contexts), at<int32_t>(tables), at<float>(sinks),
+                             at<float>(out), heads, kv_heads, head_dim, value_dim, key_row, value_row, block_size, table_width,
                              window, scale};
     // A piece takes about as many (query, head) pairs as keep its scores in cache. One query takes several KV
     // heads at once: theirs lie side by side in the cache. Enough pieces for every thread come first.
@@ -180,17 +179,22 @@ NB_MODULE(_native, m) {
         .def("__init__", [](ExpertTable *self, int experts, int64_t hidden, int64_t inner, int dtype) {
             new (self) ExpertTable(experts, hidden, inner, static_cast<DType>(dtype));
         })
-        .def("set", [](ExpertTable &t, int expert, uintptr_t gate, uintptr_t up, uintptr_t down) {
-            t.set(expert, at<void>(gate), at<void>(up), at<void>(down));
+        .def("set", [](ExpertTable &t, int expert, uintptr_t gate, uintptr_t up, uintptr_t down, uintptr_t gate_bias,
+                       uintptr_t up_bias, uintptr_t down_bias) {
+            const DType dtype = t.dtype();
+            t.set(expert, {{at<void>(gate), dtype, at<float>(gate_bias)},
+                           {at<void>(up), dtype, at<float>(up_bias)},
+                           {at<void>(down), dtype, at<float>(down_bias)}});
         })
         .def("run", [](ExpertTable &t, uintptr_t x, uintptr_t ids, uintptr_t mine, uintptr_t weights, int64_t tokens,
-                       int64_t topk, uintptr_t out) {
+                       int64_t topk,
+                       bool clamped, float alpha, float limit, uintptr_t out) {
             int64_t missing = 0;
             if (!t.group(at<int32_t>(ids), at<bool>(mine), at<double>(weights), tokens, topk, missing))
                 throw nb::key_error(("expert " + std::to_string(missing) + " is not loaded here").c_str());
             {
                 nb::gil_scoped_release release;
-                t.compute(at<float>(x), tokens, at<double>(out));
+                t.compute(at<float>(x), tokens, {clamped, alpha, limit}, at<double>(out));
             }
             return nb::make_tuple(t.calls(), t.pairs());
         });

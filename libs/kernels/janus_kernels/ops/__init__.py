@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from janus_kernels.ops.attention import apply_rotary, paged_attention
 from janus_kernels.ops.dense import linear, rms_norm, swiglu_ffn
-from janus_kernels.ops.experts import ExpertSet, ExpertStats, ExpertWeights, combine, expert_ffn
+from janus_kernels.ops.experts import (
+    Activation,
+    ExpertSet,
+    ExpertStats,
+    ExpertWeights,
+    combine,
+    expert_ffn,
+)
 from janus_kernels.ops.routing import RoutingSpec, route, router_logits
 from janus_kernels.ops.sampling import sample
 from janus_kernels.ops.table import OpTable, backend, backends, use_backend
 
 __all__ = [
+    "Activation",
     "ExpertSet",
     "ExpertStats",
     "ExpertWeights",

@@ -29,6 +29,7 @@ def paged_attention(
     block_tables: torch.Tensor,
     scale: float,
     window: int | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of this step's queries over each sequence's cached keys and values.
 
@@ -41,6 +42,7 @@ def paged_attention(
         context_lens: int32 [B], this step's tokens included.
         block_tables: int32 [B, max_blocks].
         window: attend to the last ``window`` positions only.
+        sinks: fp32 [H], one more logit in the softmax of each head, with no value (gpt_oss).
 
     Returns:
         fp32 [T, H, v].
@@ -57,6 +59,8 @@ def paged_attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"paged_attention: window = {window}; allowed: 1 and more, or None")
+    if sinks is not None:
+        check("paged_attention", "sinks", sinks, torch.float32, heads)
     return backend().attention(
-        fp32(query), keys, values, query_starts, context_lens, block_tables, scale, window or 0
+        fp32(query), keys, values, query_starts, context_lens, block_tables, scale, window or 0, sinks
     )

@@ -13,9 +13,17 @@ from collections.abc import Sequence
 import torch
 
 from janus_kernels.ops.table import backend
-from janus_kernels.ops.types import ExpertMapping, ExpertSet, ExpertStats, ExpertWeights, check
+from janus_kernels.ops.types import (
+    SWIGLU,
+    Activation,
+    ExpertMapping,
+    ExpertSet,
+    ExpertStats,
+    ExpertWeights,
+    check,
+)
 
-__all__ = ["ExpertSet", "ExpertStats", "ExpertWeights", "combine", "expert_ffn"]
+__all__ = ["Activation", "ExpertSet", "ExpertStats", "ExpertWeights", "combine", "expert_ffn"]
 
 
 def expert_ffn(
@@ -25,6 +33,7 @@ def expert_ffn(
     mine_TK: torch.Tensor,
     experts: ExpertMapping,
     out_TD: torch.Tensor,
+    activation: Activation = SWIGLU,
 ) -> ExpertStats:
     """Partial sum over the (token, expert) pairs that are ``mine``.
 
@@ -35,6 +44,7 @@ def expert_ffn(
         mine_TK: bool, the pairs to compute here.
         experts: weights of at least the experts that are mine; an :class:`ExpertSet` is prepared only once.
         out_TD: fp64, overwritten.
+        activation: the same for all of them.
 
     Raises KeyError for an expert that is mine but not in ``experts``.
     """
@@ -46,7 +56,7 @@ def expert_ffn(
     check("expert_ffn", "weights", weights_TK, torch.float64, tokens, topk)
     check("expert_ffn", "mine", mine_TK, torch.bool, tokens, topk)
     check("expert_ffn", "out", out_TD, torch.float64, tokens, width)
-    return backend().expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, out_TD)
+    return backend().expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, activation, out_TD)
 
 
 def combine(partials: Sequence[torch.Tensor], out_TD: torch.Tensor) -> torch.Tensor:

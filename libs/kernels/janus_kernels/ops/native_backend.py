@@ -9,11 +9,15 @@ import torch
 from janus_kernels.native import NATIVE
 from janus_kernels.ops import torch_backend as plain
 from janus_kernels.ops.table import OpTable
-from janus_kernels.ops.types import ExpertMapping, ExpertSet, ExpertStats, RoutingSpec
+from janus_kernels.ops.types import Activation, ExpertMapping, ExpertSet, ExpertStats, RoutingSpec
 
 assert NATIVE is not None
 _native = NATIVE
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -23,8 +27,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     (tokens, width), rows = x.shape, weight.shape[0]
     out = torch.empty(tokens, rows)
     _native.linear(
-        x.data_ptr(), tokens, width, weight.data_ptr(), code, 0 if bias is None else bias.data_ptr(), rows,
-        out.data_ptr(),
+        x.data_ptr(), tokens, width, weight.data_ptr(), code, _address(bias), rows, out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -87,15 +90,18 @@ def _attention(
     block_tables: torch.Tensor,
     scale: float,
     window: int,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     code, key_row, value_row = _CODES.get(keys.dtype), _rows(keys), _rows(values)
     if code is None or key_row is None or value_row is None or keys.dtype != values.dtype:
-        return plain.attention(query, keys, values, query_starts, context_lens, block_tables, scale, window)
+        return plain.attention(
+            query, keys, values, query_starts, context_lens, block_tables, scale, window, sinks
+        )
     tokens, heads, width = query.shape
     out = torch.empty(tokens, heads, values.shape[3])
     _native.attention(
         query.data_ptr(), keys.data_ptr(), values.data_ptr(), code, query_starts.data_ptr(),
-        context_lens.data_ptr(), block_tables.data_ptr(), out.data_ptr(), context_lens.shape[0], heads,
+        context_lens.data_ptr(), block_tables.data_ptr(), _address(sinks), out.data_ptr(), context_lens.shape[0], heads,
         keys.shape[2], width, values.shape[3], key_row, value_row, keys.shape[1], block_tables.shape[1], window,
         scale,
     )  # fmt: skip
@@ -109,7 +115,7 @@ def _route(
     ids = torch.empty(tokens, spec.top_k, dtype=torch.int32)
     weights = torch.empty(tokens, spec.top_k, dtype=torch.float64)
     _native.route(
-        logits.data_ptr(), tokens, experts, 0 if bias is None else bias.data_ptr(), spec.top_k,
+        logits.data_ptr(), tokens, experts, _address(bias), spec.top_k,
         spec.scoring == "sigmoid", spec.renormalize, spec.scale, spec.groups, spec.groups_kept,
         spec.group_score == "top2", ids.data_ptr(), weights.data_ptr(),
     )  # fmt: skip
@@ -138,7 +144,8 @@ def _table(experts: ExpertMapping) -> Any:
             raise ValueError(f"expert {expert} has the shapes {shapes}; its peers' gate is {tuple(wide)}")
     table = _native.ExpertTable(max(experts) + 1, wide[1], wide[0], code)
     for expert, e in experts.items():
-        table.set(expert, e.gate.data_ptr(), e.up.data_ptr(), e.down.data_ptr())
+        every = (e.gate, e.up, e.down, e.gate_bias, e.up_bias, e.down_bias)
+        table.set(expert, *(_address(part) for part in every))
     if kept:
         experts.compiled = table  # type: ignore[attr-defined]
     return table
@@ -150,15 +157,17 @@ def _expert_ffn(
     weights: torch.Tensor,
     mine: torch.Tensor,
     experts: ExpertMapping,
+    activation: Activation,
     out: torch.Tensor,
 ) -> ExpertStats:
     table = _table(experts)
     if table is None:
-        return plain.expert_ffn(x, ids, weights, mine, experts, out)
+        return plain.expert_ffn(x, ids, weights, mine, experts, activation, out)
     tokens, topk = ids.shape
     calls, pairs = table.run(
-        x.data_ptr(), ids.data_ptr(), mine.data_ptr(), weights.data_ptr(), tokens, topk, out.data_ptr()
-    )
+        x.data_ptr(), ids.data_ptr(), mine.data_ptr(), weights.data_ptr(), tokens, topk,
+        activation.name == "clamped_swiglu", activation.alpha, activation.limit, out.data_ptr(),
+    )  # fmt: skip
     return ExpertStats(calls, pairs)
 
 

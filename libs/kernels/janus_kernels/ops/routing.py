@@ -11,9 +11,11 @@ from janus_kernels.ops.types import RoutingSpec, fp32
 __all__ = ["RoutingSpec", "route", "router_logits"]
 
 
-def router_logits(x_TD: torch.Tensor, weight_ED: torch.Tensor) -> torch.Tensor:
-    """fp32 [T, E]."""
-    return linear(x_TD, weight_ED)
+def router_logits(
+    x_TD: torch.Tensor, weight_ED: torch.Tensor, bias_E: torch.Tensor | None = None
+) -> torch.Tensor:
+    """fp32 [T, E]; the bias is part of the logits (gpt_oss), unlike the one that :func:`route` takes."""
+    return linear(x_TD, weight_ED, bias_E)
 
 
 def route(
@@ -23,6 +25,8 @@ def route(
 
     Scores are float32, as the model was trained; they are divided in float64, so that renormalised weights sum to
     one far below float32's rounding: in float32 the sum is off by an ulp now and then, which large outputs show.
+
+    Softmax over all experts and renormalised is softmax over the chosen logits, as gpt_oss spells it.
 
     ``bias_E`` is added to the scores for choosing only (DeepSeek-V3's correction bias). With groups, experts
     outside the kept groups are never chosen. A score that is not a number is chosen last.

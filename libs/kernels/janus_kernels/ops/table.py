@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from janus_kernels.native import NATIVE
-from janus_kernels.ops.types import ExpertMapping, ExpertStats, RoutingSpec
+from janus_kernels.ops.types import Activation, ExpertMapping, ExpertStats, RoutingSpec
 
 Tensor = torch.Tensor
 
@@ -27,11 +27,12 @@ class OpTable:
     """fp32 [..., d], weight [d], epsilon -> fp32 [..., d]."""
     rotary: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """fp32 [T, H, h], cos and sin fp32 [positions, h / 2], positions int64 [T] -> fp32 [T, H, h]."""
-    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, int], Tensor]
-    """query, keys, values, query_starts, context_lens, block_tables, scale, window (0: none)."""
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float, int, Tensor | None], Tensor]
+    """query, keys, values, query_starts, context_lens, block_tables, scale, window (0: none), sinks fp32 [H]."""
     route: Callable[[Tensor, RoutingSpec, Tensor | None], tuple[Tensor, Tensor]]
     """fp32 [T, E] -> int32 [T, k], fp64 [T, k]."""
-    expert_ffn: Callable[[Tensor, Tensor, Tensor, Tensor, ExpertMapping, Tensor], ExpertStats]
+    expert_ffn: Callable[[Tensor, Tensor, Tensor, Tensor, ExpertMapping, Activation, Tensor], ExpertStats]
+    """x, ids, weights, mine, experts, activation, out."""
     combine: Callable[[list[Tensor], Tensor], None]
     sample: Callable[[Tensor, float, int, float, float, int, int], int]
     """logits fp32 [V], temperature, top_k, top_p, min_p, seed, index."""

@@ -15,7 +15,14 @@ import torch
 from torch.nn import functional
 
 from janus_kernels.ops.table import OpTable
-from janus_kernels.ops.types import GRID, ExpertMapping, ExpertStats, RoutingSpec
+from janus_kernels.ops.types import (
+    GRID,
+    Activation,
+    ExpertMapping,
+    ExpertStats,
+    ExpertWeights,
+    RoutingSpec,
+)
 
 _ROWS = 16
 
@@ -62,6 +69,7 @@ def attention(
     block_tables: torch.Tensor,
     scale: float,
     window: int,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """See :class:`OpTable`."""
     heads, kv_heads, size = query.shape[1], keys.shape[2], keys.shape[1]
@@ -80,7 +88,12 @@ def attention(
             q_KGh = query[t].unflatten(0, (kv_heads, heads // kv_heads))
             k_KhJ = k_JKh[begin:end].permute(1, 2, 0).contiguous()
             v_KJv = v_JKv[begin:end].transpose(0, 1).contiguous()
-            weights_KGJ = (q_KGh @ k_KhJ * scale).softmax(-1)
+            scores_KGJ = q_KGh @ k_KhJ * scale
+            if sinks is None:
+                weights_KGJ = scores_KGJ.softmax(-1)
+            else:
+                sinks_KG1 = sinks.view(kv_heads, -1, 1)
+                weights_KGJ = torch.cat((scores_KGJ, sinks_KG1), dim=-1).softmax(-1)[..., :-1]
             out[t] = (weights_KGJ @ v_KJv).flatten(0, 1)
     return out
 
@@ -105,22 +118,33 @@ def route(
     return ids.to(torch.int32), weights * spec.scale
 
 
+def expert(x: torch.Tensor, e: ExpertWeights, activation: Activation) -> torch.Tensor:
+    """One expert's output: fp32 [T, d] -> fp32 [T, d]."""
+    gate, up = linear(x, e.gate, e.gate_bias), linear(x, e.up, e.up_bias)
+    if activation.name == "swiglu":
+        inner = _each_row(functional.silu, gate) * up
+    else:
+        gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+        inner = (up + 1) * (gate * _each_row(torch.sigmoid, activation.alpha * gate))
+    return linear(inner, e.down, e.down_bias)
+
+
 def expert_ffn(
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
     mine: torch.Tensor,
     experts: ExpertMapping,
+    activation: Activation,
     out: torch.Tensor,
 ) -> ExpertStats:
     """See :func:`janus_kernels.ops.expert_ffn`."""
     out.zero_()
     active = torch.unique(ids[mine]).tolist()
     pairs = 0
-    for expert in active:
-        rows, columns = torch.where((ids == expert) & mine)
-        e = experts[expert]
-        y = swiglu(x[rows], e.gate, e.up, e.down).double() * weights[rows, columns][:, None]
+    for number in active:
+        rows, columns = torch.where((ids == number) & mine)
+        y = expert(x[rows], experts[number], activation).double() * weights[rows, columns][:, None]
         out.index_add_(0, rows, y.add_(GRID).sub_(GRID))
         pairs += rows.shape[0]
     return ExpertStats(len(active), pairs)

@@ -45,9 +45,32 @@ class RoutingSpec:
             raise ValueError(f"groups_kept = {self.groups_kept}; allowed: 1..groups = {self.groups}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """What lies between an expert's first products and its last."""
+
+    name: str = "swiglu"
+    """``swiglu``: silu(gate) * up. ``clamped_swiglu`` (gpt_oss): (up + 1) * gate * sigmoid(alpha * gate), gate at most
+    ``limit`` and up in [-limit, limit] first."""
+    alpha: float = 1.702
+    limit: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("swiglu", "clamped_swiglu"):
+            raise ValueError(f"activation = {self.name!r}; allowed: swiglu, clamped_swiglu")
+        if not self.limit > 0:
+            raise ValueError(f"limit = {self.limit}; allowed: above 0")
+
+
+SWIGLU = Activation()
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """One expert: float32, bfloat16 or float16, contiguous; views on a mapped checkpoint are fine."""
+    """One expert: float32, bfloat16 or float16, contiguous; views on a mapped checkpoint are fine.
+
+    Biases, where a family has them, are contiguous float32.
+    """
 
     gate: torch.Tensor
     """[f, d]"""
@@ -55,6 +78,18 @@ class ExpertWeights:
     """[f, d]"""
     down: torch.Tensor
     """[d, f]"""
+    gate_bias: torch.Tensor | None = None
+    """[f]"""
+    up_bias: torch.Tensor | None = None
+    """[f]"""
+    down_bias: torch.Tensor | None = None
+    """[d]"""
+
+    def __post_init__(self) -> None:
+        for name, weight in (("gate", self.gate), ("up", self.up), ("down", self.down)):
+            bias: torch.Tensor | None = getattr(self, f"{name}_bias")
+            if bias is not None:
+                check("ExpertWeights", f"{name}_bias", bias, torch.float32, weight.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
