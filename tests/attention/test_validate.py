@@ -40,6 +40,11 @@ def request(prompt: list[int], resumed: list[int] | None = None, **sampling: Any
         (request([1], temperature=0, stop=["x"]), "sampling.stop"),
         (request([1], temperature=0, stop_token_ids=[100]), "sampling.stop_token_ids"),
         (request([1], temperature=1.0), "sampling.seed"),
+        (request([1], temperature=0, repetition_penalty=0), "sampling.repetition_penalty"),
+        (request([1], temperature=0, frequency_penalty=2.5), "sampling.frequency_penalty"),
+        (request([1], temperature=0, presence_penalty=float("nan")), "sampling.presence_penalty"),
+        (request([1], temperature=0, logit_bias={100: 1}), "sampling.logit_bias"),
+        (request([1], temperature=0, logit_bias={5: -100.5}), "sampling.logit_bias[5]"),
     ],
 )
 def test_refused(bad: Any, field: str) -> None:

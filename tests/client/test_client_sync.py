@@ -189,3 +189,38 @@ def test_leaving_a_stream_cancels_it(gateway: Any) -> None:
 def test_nobody_there() -> None:
     with JanusClient("127.0.0.1:1") as client, pytest.raises(client_errors.UnavailableError):
         client.model_info()
+
+
+def test_penalties_bias_and_n_reach_the_wire(gateway: Any) -> None:
+    with JanusClient(gateway.address) as client:
+        options: dict[str, Any] = {
+            "repetition_penalty": 1.25, "frequency_penalty": -0.5, "presence_penalty": 2, "n": 3,
+            "logit_bias": {7: -100, 2: 1.5},
+        }  # fmt: skip
+        client.generate("x", **options).result()
+        for name, bad in (("logit_bias", {"a": 1}), ("logit_bias", 5), ("logit_bias", {-1: 0}), ("n", "two")):
+            with pytest.raises(janus_client.InvalidRequestError) as caught:
+                client.generate("x", **{name: bad})
+            assert caught.value.field == name
+    (request,) = gateway.requests
+    params = request.sampling
+    assert (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) == (1.25, -0.5, 2.0)
+    assert dict(params.logit_bias) == {7: -100.0, 2: 1.5}
+    assert request.n == 3
+
+
+def test_answers_are_told_apart_by_their_index() -> None:
+    from janus_client import Chunk
+    from janus_client._convert import completions
+
+    usage = Usage(prompt_tokens=2, completion_tokens=4)
+    chunks = [
+        Chunk(text="a", index=0, token_ids=(1,)),
+        Chunk(text="x", index=1, token_ids=(5,)),
+        Chunk(text="y", index=1, token_ids=(6,), finish_reason="length"),
+        Chunk(text="b", index=0, token_ids=(2,), finish_reason="stop", usage=usage),
+    ]
+    first, second = completions(chunks)
+    assert (first.text, first.token_ids, first.finish_reason) == ("ab", (1, 2), "stop")
+    assert (second.text, second.token_ids, second.finish_reason) == ("xy", (5, 6), "length")
+    assert first.usage == second.usage == usage

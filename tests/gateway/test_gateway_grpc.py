@@ -49,6 +49,23 @@ async def test_stop_logprobs_and_the_end_token(served: Mesh) -> None:
         assert whole.usage.completion_tokens == len(whole.token_ids)
 
 
+async def test_n_answers_with_indices_and_one_usage(served: Mesh) -> None:
+    async with AsyncJanusClient(served.grpc) as client:
+        options: dict[str, Any] = {"seed": 41, "max_tokens": 6, "temperature": 1.0}
+        chunks = [chunk async for chunk in client.generate([5, 6], n=3, **options)]
+        whole = await client.generate([5, 6], n=3, **options).results()
+        alone = await client.generate([5, 6], **options).result()
+    assert len({answer.token_ids for answer in whole}) == 3
+    assert whole[0].token_ids == alone.token_ids, "the first choice is what n = 1 gives"
+    assert [a.finish_reason for a in whole] == ["length"] * 3
+    assert [c.usage is not None for c in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert whole[0].usage == chunks[-1].usage
+    assert (whole[0].usage.prompt_tokens, whole[0].usage.completion_tokens) == (2, 18)
+    for index, answer in enumerate(whole):
+        assert "".join(c.text for c in chunks if c.index == index) == answer.text
+        assert sum(bool(c.finish_reason) for c in chunks if c.index == index) == 1
+
+
 async def test_model_info(served: Mesh) -> None:
     async with AsyncJanusClient(served.grpc) as client:
         info = await client.model_info()
@@ -73,6 +90,13 @@ async def test_model_info(served: Mesh) -> None:
         ({"stop": [""]}, "sampling.stop"),
         ({"logprobs": 21}, "sampling.logprobs"),
         ({"min_tokens": 2**31}, "sampling.min_tokens"),
+        ({"repetition_penalty": -1.0}, "sampling.repetition_penalty"),
+        ({"frequency_penalty": 2.5}, "sampling.frequency_penalty"),
+        ({"presence_penalty": float("nan")}, "sampling.presence_penalty"),
+        ({"logit_bias": {512: 1.0}}, "sampling.logit_bias"),
+        ({"logit_bias": {5: 1000.0}}, "sampling.logit_bias[5]"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
         ({"request_id": "has blanks"}, "request_id"),
         ({"request_id": "x" * 129}, "request_id"),
     ],

@@ -91,6 +91,53 @@ async def test_n_choices_differ_and_follow_from_the_seed(served: Mesh) -> None:
     assert first["usage"]["prompt_tokens"] == len(served.tokenizer.encode("Hi"))
 
 
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+async def test_n_streamed_choices_are_those_of_the_whole(served: Mesh, kind: str) -> None:
+    more: Any = {"n": 3, "seed": 41, "max_tokens": 8, "temperature": 1, "logprobs": kind == "chat" or None}
+    async with openai.AsyncOpenAI(base_url=served.http + "/v1", api_key="x", max_retries=0) as client:
+        if kind == "chat":
+            create: Any = client.chat.completions.create
+            body: dict[str, Any] = {**CHAT, **more}
+        else:
+            create, body = client.completions.create, {**COMPLETION, **more}
+        whole = await create(**body)
+        texts = ["", "", ""]
+        reasons: list[Any] = [[], [], []]
+        async for chunk in await create(**body, stream=True):
+            (choice,) = chunk.choices
+            text = choice.delta.content if kind == "chat" else choice.text
+            texts[choice.index] += text or ""
+            reasons[choice.index] += [choice.finish_reason] if choice.finish_reason else []
+    assert texts == [c.message.content if kind == "chat" else c.text for c in whole.choices]
+    assert [c.index for c in whole.choices] == [0, 1, 2]
+    assert reasons == [["length"]] * 3
+    seeds = [request.sampling.seed for request in served.workers[0].requests]
+    assert len(set(seeds)) == 3
+    assert sorted(seeds[:3]) == sorted(seeds[3:])
+
+
+async def test_choices_of_neighbouring_seeds_have_nothing_in_common(served: Mesh) -> None:
+    for seed in range(4):
+        body = {**COMPLETION, "temperature": 1, "n": 4, "seed": seed, "max_tokens": 1}
+        assert (await post(served, "completions", body)).status_code == 200
+    assert len({request.sampling.seed for request in served.workers[0].requests}) == 16
+
+
+async def test_penalties_and_bias_reach_the_worker(served: Mesh) -> None:
+    async with openai.AsyncOpenAI(base_url=served.http + "/v1", api_key="x", max_retries=0) as client:
+        await client.chat.completions.create(
+            **CHAT,
+            max_completion_tokens=2,
+            frequency_penalty=0.5,
+            presence_penalty=-1.5,
+            logit_bias={"7": -100, "9": 2},
+            extra_body={"repetition_penalty": 1.25},
+        )
+    params = served.workers[0].requests[0].sampling
+    assert (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.5, -1.5, 1.25)
+    assert dict(params.logit_bias) == {7: -100.0, 9: 2.0}
+
+
 async def test_two_requests_without_a_seed_differ(served: Mesh) -> None:
     body = {**COMPLETION, "temperature": 1}
     texts = {(await post(served, "completions", body)).json()["choices"][0]["text"] for _ in range(3)}
@@ -245,8 +292,19 @@ BAD: list[tuple[str, Any, str | None, str]] = [
     ("completions", {**COMPLETION, "echo": True}, "echo", "prompt tokens"),
     ("completions", {**COMPLETION, "suffix": "x"}, "suffix", "not supported"),
     ("completions", {**COMPLETION, "best_of": 2}, "best_of", "not supported"),
-    ("completions", {**COMPLETION, "frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
-    ("completions", {**COMPLETION, "logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+    ("completions", {**COMPLETION, "frequency_penalty": 2.5}, "frequency_penalty", "-2..2"),
+    ("completions", {**COMPLETION, "presence_penalty": -3}, "presence_penalty", "-2..2"),
+    ("completions", {**COMPLETION, "repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ("completions", {**COMPLETION, "repetition_penalty": 101}, "repetition_penalty", "at most 100"),
+    ("completions", {**COMPLETION, "logit_bias": {"512": 1}}, "logit_bias", "0..511"),
+    ("completions", {**COMPLETION, "logit_bias": {"5": 100.5}}, "logit_bias[5]", "-100..100"),
+    ("completions", {**COMPLETION, "logit_bias": {"5": -101}}, "logit_bias[5]", "-100..100"),
+    ("completions", {**COMPLETION, "logit_bias": {"-5": 1}}, "logit_bias", "token ids"),
+    ("completions", {**COMPLETION, "logit_bias": {"five": 1}}, "logit_bias", "token ids"),
+    ("completions", {**COMPLETION, "logit_bias": {"5": 1, "05": 2}}, "logit_bias", "token ids"),
+    ("completions", {**COMPLETION, "logit_bias": [5]}, "logit_bias", ""),
+    ("completions", {**COMPLETION, "logit_bias": {"5": None}}, "logit_bias.5", "number"),
+    ("completions", {**COMPLETION, "logit_bias": {str(i): 0 for i in range(1025)}}, "logit_bias", "at most 1024"),
     ("completions", {**COMPLETION, "stop": 5}, "stop", "list"),
     ("completions", {**COMPLETION, "stop": ["a", 5]}, "stop[1]", "string"),
     ("completions", {**COMPLETION, "stop": ["x"] * 17}, "stop", "at most 16"),

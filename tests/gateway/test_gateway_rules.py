@@ -70,6 +70,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"min_p": -0.1}, "min_p"),
     ({"min_p": 1.5}, "min_p"),
     ({"logprobs": 21}, "logprobs"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"repetition_penalty": NAN}, "repetition_penalty"),
+    ({"frequency_penalty": 2.1}, "frequency_penalty"),
+    ({"presence_penalty": -2.1}, "presence_penalty"),
+    ({"logit_bias": {512: 0.0}}, "logit_bias"),
+    ({"logit_bias": {-1: 0.0}}, "logit_bias"),
+    ({"logit_bias": {3: NAN}}, "logit_bias[3]"),
+    ({"logit_bias": {3: 100.1}}, "logit_bias[3]"),
+    ({"logit_bias": dict.fromkeys(range(1025), 0.0)}, "logit_bias"),
     ({"logprobs": -1}, "logprobs"),
     ({"stop": ("x",) * 17}, "stop"),
     ({"stop": ("",)}, "stop"),
@@ -150,6 +159,8 @@ def test_generation_config_is_read_and_nonsense_in_it_left_out(tmp_path: Path) -
         json.dumps({"temperature": 0.7, "top_k": 50, "top_p": 0.8, "max_new_tokens": 64, "min_p": 0})
     )
     assert Defaults.read(tmp_path) == Defaults(temperature=0.7, top_k=50, top_p=0.8, max_tokens=64, min_p=0.0)
+    path.write_text(json.dumps({"repetition_penalty": 1.05}))
+    assert Defaults.read(tmp_path).repetition_penalty == 1.05
     path.write_text(json.dumps({"temperature": "hot", "top_k": -5, "top_p": 0, "max_new_tokens": True}))
     assert Defaults.read(tmp_path) == Defaults()
 

@@ -24,7 +24,10 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
-_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs")
+_NUMBERS = (
+    "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs",
+    "repetition_penalty", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
 _FINISH: dict[int, FinishReason] = {
     common_pb2.FINISH_REASON_STOP: "stop",
     common_pb2.FINISH_REASON_LENGTH: "length",
@@ -95,15 +98,20 @@ def generate_request(options: Mapping[str, Any]) -> generation_pb2.GenerateReque
         if options.get(name) is not None:
             # What does not fit the wire's type never gets to the server, which checks everything else.
             _put(partial(setattr, sampling, name), name, options[name], "a number that fits its type")
-    return generation_pb2.GenerateRequest(
+    bias = options.get("logit_bias") or {}
+    _put(sampling.logit_bias.update, "logit_bias", bias, "token ids with numbers")
+    request = generation_pb2.GenerateRequest(
         sampling=sampling, request_id=options.get("request_id", ""), model=options.get("model", "")
     )
+    if options.get("n") is not None:
+        _put(partial(setattr, request, "n"), "n", options["n"], "a number that fits its type")
+    return request
 
 
 def _put(put: Callable[[Any], None], name: str, value: object, allowed: str) -> None:
     try:
         put(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise _wrong(name, value, allowed) from error
 
 
@@ -120,6 +128,7 @@ def chunk(response: generation_pb2.GenerateResponse) -> Chunk:
         )
     return Chunk(
         text=response.text,
+        index=response.index,
         token_ids=tuple(response.token_ids),
         logprobs=tuple(_logprob(one.chosen, one.top) for one in response.logprobs),
         finish_reason=_FINISH.get(response.finish_reason),
@@ -130,15 +139,20 @@ def chunk(response: generation_pb2.GenerateResponse) -> Chunk:
     )
 
 
-def completion(chunks: Sequence[Chunk]) -> Completion:
-    """The chunks of a whole stream, put together."""
-    first, last = chunks[0], chunks[-1]
+def completions(chunks: Sequence[Chunk]) -> list[Completion]:
+    """The chunks of a whole stream, put together; one for each of its answers."""
+    count = 1 + max(c.index for c in chunks)
+    return [_completion([c for c in chunks if c.index == i], chunks[0], chunks[-1]) for i in range(count)]
+
+
+def _completion(chunks: Sequence[Chunk], first: Chunk, end: Chunk) -> Completion:
+    last = chunks[-1]
     return Completion(
         text="".join(c.text for c in chunks),
         token_ids=tuple(token for c in chunks for token in c.token_ids),
         logprobs=tuple(entry for c in chunks for entry in c.logprobs),
         finish_reason=last.finish_reason or "error",
-        usage=last.usage or Usage(prompt_tokens=0, completion_tokens=0),
+        usage=end.usage or Usage(prompt_tokens=0, completion_tokens=0),
         stop_sequence=last.stop_sequence,
         request_id=first.request_id,
         trace_id=first.trace_id,

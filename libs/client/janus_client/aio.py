@@ -44,8 +44,12 @@ class AsyncStream:
             raise RequestCancelledError("the call was cancelled", code="CANCELLED") from None
 
     async def result(self) -> Completion:
-        """Wait for the whole answer."""
-        return _convert.completion([chunk async for chunk in self])
+        """Wait for the whole answer; of several, the first one."""
+        return (await self.results())[0]
+
+    async def results(self) -> list[Completion]:
+        """Wait for all n answers."""
+        return _convert.completions([chunk async for chunk in self])
 
     def close(self) -> None:
         """Stop generating; no more chunks come."""

@@ -39,6 +39,16 @@ class Options(TypedDict, total=False):
     stop_token_ids: list[int] | tuple[int, ...]
     logprobs: int | None
     """0: the chosen token's; n: the n likeliest beside it; at most 20."""
+    repetition_penalty: float | None
+    """Above 0: divides the logits of tokens in prompt and answer; 1 is off."""
+    frequency_penalty: float | None
+    """-2 to 2, for each time that a token is in the answer."""
+    presence_penalty: float | None
+    """-2 to 2, once, for a token that is in the answer."""
+    logit_bias: Mapping[int, float] | None
+    """Token id to what is added to its logit, -100 to 100."""
+    n: int | None
+    """Independent answers; chunks have their ``index``, and :meth:`Stream.results` puts them together."""
     request_id: str
     """For logs and traces; made when empty."""
     model: str
@@ -63,8 +73,12 @@ class Stream:
             raise from_rpc_error(error) from None
 
     def result(self) -> Completion:
-        """Wait for the whole answer."""
-        return _convert.completion(list(self))
+        """Wait for the whole answer; of several, the first one."""
+        return self.results()[0]
+
+    def results(self) -> list[Completion]:
+        """Wait for all n answers."""
+        return _convert.completions(list(self))
 
     def close(self) -> None:
         """Stop generating; no more chunks come."""

@@ -55,13 +55,15 @@ class Chunk:
 
     text: str
     """Never splits a character; may be empty."""
+    index: int = 0
+    """Which of the n answers this continues."""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of ``token_ids``, when asked for."""
     finish_reason: FinishReason | None = None
-    """Set in the last chunk."""
+    """Set in each answer's last chunk."""
     usage: Usage | None = None
-    """Set in the last chunk."""
+    """Set in the last chunk; counts all answers."""
     stop_sequence: str | None = None
     """The stop string that ended the stream."""
     request_id: str = ""
@@ -78,6 +80,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: FinishReason
     usage: Usage
+    """Of the whole request: with several answers, of all of them."""
     stop_sequence: str | None
     request_id: str
     trace_id: str

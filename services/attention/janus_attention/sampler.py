@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from janus_kernels.ops import sample
+from janus_kernels.ops import add_bias, forbid, penalize, sample
 
-from janus_attention.sequence import Sampling, Sequence
+from janus_attention.sequence import Sequence
 
 
 class BadLogits(ArithmeticError):
@@ -27,7 +27,8 @@ def choose(seq: Sequence, logits_V: torch.Tensor) -> Chosen:
     """Next token of ``seq`` from fp32 logits [V].
 
     The draw depends on (seed, index in the stream) alone: the same request gives the same tokens whatever is
-    in its batch, and goes on the same on another worker. Log probabilities are those of the raw logits.
+    in its batch, and goes on the same on another worker. In this order: penalties, bias, what is forbidden,
+    temperature, top_k, min_p and top_p. Log probabilities are those of the raw logits.
 
     Raises BadLogits when the logits have NaN or no finite value.
     """
@@ -35,7 +36,7 @@ def choose(seq: Sequence, logits_V: torch.Tensor) -> Chosen:
     top = float(logits_V.max())
     if top != top or top in (float("inf"), float("-inf")):
         raise BadLogits("the model gave logits that are not finite")
-    allowed_V = _allowed(logits_V, sampling, seq.generated)
+    allowed_V = _allowed(seq, logits_V)
     if sampling.greedy:
         token = int(torch.argmax(allowed_V))
     else:
@@ -51,9 +52,18 @@ def choose(seq: Sequence, logits_V: torch.Tensor) -> Chosen:
     return Chosen(token, float(logprobs_V[token]), pairs)
 
 
-def _allowed(logits_V: torch.Tensor, sampling: Sampling, generated: int) -> torch.Tensor:
-    if generated >= sampling.min_tokens or not sampling.stop_token_ids:
-        return logits_V
-    masked_V = logits_V.clone()
-    masked_V[sorted(sampling.stop_token_ids)] = float("-inf")
-    return masked_V
+def _allowed(seq: Sequence, logits_V: torch.Tensor) -> torch.Tensor:
+    """What is drawn from: new logits where anything changes them."""
+    sampling, device = seq.sampling, logits_V.device
+    if sampling.penalized:
+        ids_N, counts_N = seq.history.update(seq.tokens, seq.prompt)
+        logits_V = penalize(
+            logits_V, ids_N.to(device), counts_N.to(device), repetition=sampling.repetition_penalty,
+            frequency=sampling.frequency_penalty, presence=sampling.presence_penalty,
+        )  # fmt: skip
+    if sampling.logit_bias:
+        ids, values = zip(*sampling.logit_bias, strict=True)
+        logits_V = add_bias(logits_V, torch.tensor(ids, device=device), torch.tensor(values, device=device))
+    if seq.generated < sampling.min_tokens and sampling.stop_token_ids:
+        logits_V = forbid(logits_V, torch.tensor(sorted(sampling.stop_token_ids), device=device))
+    return logits_V

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from janus_attention.history import TokenHistory
+
 
 class Finish(enum.StrEnum):
     """Why a sequence ended."""
@@ -32,16 +34,27 @@ class Sampling:
     """End-of-sequence ids included, unless they are ignored."""
     logprobs: int | None = None
     """None: off; n: the n likeliest beside the chosen one."""
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Distinct token ids, each with what is added to its logit."""
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def penalized(self) -> bool:
+        """Whether the tokens so far change the next one's logits."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
     @classmethod
     def from_message(cls, body: dict[str, Any]) -> Sampling:
         """From the engine link's JSON."""
-        return cls(**{**body, "stop_token_ids": frozenset(body["stop_token_ids"])})
+        bias = tuple((token, value) for token, value in body.get("logit_bias", ()))
+        return cls(**{**body, "stop_token_ids": frozenset(body["stop_token_ids"]), "logit_bias": bias})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +83,8 @@ class Sequence:
     want_logits: bool = False
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    history: TokenHistory = field(default_factory=TokenHistory)
+    """Only kept up to date while penalties need it."""
     cancelled: bool = False
     arrived_ns: int = field(default_factory=time.time_ns)
     started_ns: int = 0

@@ -11,6 +11,7 @@ from janus_wire.v1 import attention_pb2, common_pb2
 
 _MAX_LOGPROBS = 20
 _MAX_STOP_IDS = 1024
+_MAX_BIASES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,14 @@ def _sampling(
             "is required unless temperature is 0, so that the stream can go on elsewhere",
             field="sampling.seed",
         )
+    repetition = params.repetition_penalty if params.HasField("repetition_penalty") else 1.0
+    _between("sampling.repetition_penalty", repetition, 1e-6, 100.0, "above 0, at most 100")
+    _between("sampling.frequency_penalty", params.frequency_penalty, -2.0, 2.0, "-2..2")
+    _between("sampling.presence_penalty", params.presence_penalty, -2.0, 2.0, "-2..2")
+    _between("sampling.logit_bias", len(params.logit_bias), 0, _MAX_BIASES, f"at most {_MAX_BIASES} tokens")
+    _ids("sampling.logit_bias", list(params.logit_bias), limits.vocab_size)
+    for token, bias in params.logit_bias.items():
+        _between(f"sampling.logit_bias[{token}]", bias, -100.0, 100.0, "-100..100")
     stop_ids = _ids("sampling.stop_token_ids", params.stop_token_ids, limits.vocab_size)
     _between("sampling.stop_token_ids", len(stop_ids), 0, _MAX_STOP_IDS, f"at most {_MAX_STOP_IDS} ids")
     if not params.ignore_eos:
@@ -100,4 +109,8 @@ def _sampling(
         "min_tokens": params.min_tokens,
         "stop_token_ids": sorted(set(stop_ids)),
         "logprobs": params.logprobs if params.HasField("logprobs") else None,
+        "repetition_penalty": repetition,
+        "frequency_penalty": params.frequency_penalty,
+        "presence_penalty": params.presence_penalty,
+        "logit_bias": sorted(params.logit_bias.items()),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
@@ -29,6 +30,7 @@ from janus_gateway.config import GatewaySettings
 from janus_gateway.metrics import GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.pool import Target, WorkerPool
+from janus_gateway.sampling import choice_seed
 
 log = logging.getLogger("janus.gateway")
 
@@ -50,6 +52,15 @@ class Job:
     """When the request arrived, monotonic."""
     deadline: float
     """Monotonic."""
+
+    def choice(self, index: int) -> Job:
+        """This job as one of n choices: a seed and an id of its own; the first is the job itself."""
+        if not index:
+            return self
+        sampling = common_pb2.SamplingParams()
+        sampling.CopyFrom(self.sampling)
+        sampling.seed = choice_seed(sampling.seed, index)
+        return dataclasses.replace(self, request_id=f"{self.request_id}-{index}", sampling=sampling)
 
 
 class _Lost(Exception):

@@ -28,6 +28,7 @@ class Defaults:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
     max_tokens: int | None = None
 
     @classmethod
@@ -48,6 +49,7 @@ class Defaults:
             top_p=number("top_p", math.ulp(0.0), 1.0),
             top_k=None if top_k is None else int(top_k),
             min_p=number("min_p", 0.0, 1.0),
+            repetition_penalty=number("repetition_penalty", 1e-6, 100.0),
             max_tokens=None if max_new is None else int(max_new),
         )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from janus_runtime.errors import InvalidArgument
 from janus_wire.v1 import common_pb2
@@ -16,6 +17,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 MAX_TEMPERATURE = 100.0
 
 
@@ -34,6 +36,10 @@ class Ask:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def from_proto(cls, params: common_pb2.SamplingParams) -> Ask:
@@ -42,11 +48,15 @@ class Ask:
         def given(name: str) -> float | None:
             return getattr(params, name) if params.HasField(name) else None  # type: ignore[arg-type]
 
-        optional = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs")
+        optional = (
+            "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs",
+            "repetition_penalty", "frequency_penalty", "presence_penalty",
+        )  # fmt: skip
         return cls(
             ignore_eos=params.ignore_eos,
             stop=tuple(params.stop),
             stop_token_ids=tuple(params.stop_token_ids),
+            logit_bias=dict(params.logit_bias),
             **{name: given(name) for name in optional},  # type: ignore[arg-type]
         )
 
@@ -86,6 +96,12 @@ def check(ask: Ask, names: Names, vocab_size: int) -> None:
         _check(names("top_k"), ask.top_k, -1, 2**31 - 1, "-1 or 0 (off), or a positive number")
     if ask.min_p is not None:
         _check(names("min_p"), ask.min_p, 0.0, 1.0, "0..1")
+    if ask.repetition_penalty is not None:
+        _check(names("repetition_penalty"), ask.repetition_penalty, 1e-6, 100.0, "above 0, at most 100")
+    for name in ("frequency_penalty", "presence_penalty"):
+        if (value := getattr(ask, name)) is not None:
+            _check(names(name), value, -2.0, 2.0, "-2..2")
+    _check_bias(ask.logit_bias, names("logit_bias"), vocab_size)
     if ask.logprobs is not None:
         _check(names(names.logprobs), ask.logprobs, 0, MAX_LOGPROBS, f"0..{MAX_LOGPROBS}")
     if len(ask.stop) > MAX_STOPS:
@@ -108,6 +124,16 @@ def check(ask: Ask, names: Names, vocab_size: int) -> None:
             allowed=f"at most {MAX_STOP_IDS}",
         )
     check_ids(ask.stop_token_ids, names("stop_token_ids"), vocab_size)
+
+
+def _check_bias(bias: Mapping[int, float], field: str, vocab_size: int) -> None:
+    if len(bias) > MAX_BIASES:
+        raise InvalidArgument(
+            "has too many entries", field=field, value=len(bias), allowed=f"at most {MAX_BIASES}"
+        )
+    check_ids(list(bias), field, vocab_size)
+    for token_id, value in bias.items():
+        _check(f"{field}[{token_id}]", value, -100.0, 100.0, "-100..100")
 
 
 def check_ids(ids: Sequence[int], field: str, vocab_size: int) -> None:
@@ -175,10 +201,25 @@ def resolve(
         min_tokens=min_tokens,
         ignore_eos=ask.ignore_eos,
         stop_token_ids=ask.stop_token_ids,
+        repetition_penalty=_first(ask.repetition_penalty, defaults.repetition_penalty, 1.0),
+        frequency_penalty=ask.frequency_penalty or 0.0,
+        presence_penalty=ask.presence_penalty or 0.0,
+        logit_bias=ask.logit_bias,
     )
     if ask.logprobs is not None:
         params.logprobs = ask.logprobs
     return params
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of n choices: the first has the request's own, each other one unrelated to its neighbours.
+
+    Neighbouring seeds must not do: choice 1 of seed 7 would be choice 0 of seed 8.
+    """
+    if not choice:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8, person=b"janus.choice")
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _first(*values: float | None) -> float:

@@ -17,6 +17,7 @@ from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 from janus_gateway.answer import Piece
 from janus_gateway.auth import ApiKeys
 from janus_gateway.config import GatewaySettings
+from janus_gateway.fanin import merged
 from janus_gateway.generation import Generator, Job, current_trace_id
 from janus_gateway.metrics import GENERATE, GatewayMetrics
 from janus_gateway.model import ServedModel
@@ -55,18 +56,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._measured(started))
             self._authorize(context)
-            job = await self._job(request, context, started)
-            stack.enter_context(self._generator.admit(1))
+            jobs = await self._jobs(request, context, started)
+            stack.enter_context(self._generator.admit(len(jobs)))
             trace_id = current_trace_id()
-            completion = 0
-            async with contextlib.aclosing(self._generator.stream(job)) as pieces:
-                async for piece in pieces:
-                    response = _response(job.request_id, piece)
+            completion, running = 0, len(jobs)
+            answers = merged([self._generator.stream(job) for job in jobs])
+            async with contextlib.aclosing(answers) as pieces:
+                async for index, piece in pieces:
+                    response = _response(jobs[0].request_id, index, piece)
                     if trace_id:
                         response.trace_id, trace_id = trace_id, ""
                     completion += len(piece.tokens)
-                    if piece.finish_reason:
-                        response.usage.prompt_tokens = len(job.prompt)
+                    running -= bool(piece.finish_reason)
+                    if not running:
+                        response.usage.prompt_tokens = len(jobs[0].prompt)
                         response.usage.completion_tokens = completion
                     yield response
 
@@ -104,12 +107,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         value = metadata.get("authorization")
         self._keys.check(value.decode("latin-1") if isinstance(value, bytes) else value)
 
-    async def _job(
+    async def _jobs(
         self,
         request: generation_pb2.GenerateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
         started: float,
-    ) -> Job:
+    ) -> list[Job]:
+        """One for each of the n choices."""
         if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
             raise InvalidArgument(
                 "is not usable",
@@ -125,6 +129,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 allowed=self._model.name,
                 reason="MODEL_NOT_FOUND",
             )
+        choices = request.n if request.HasField("n") else 1
+        if not 1 <= choices <= self._settings.max_choices:
+            raise InvalidArgument(
+                "is out of range", field="n", value=choices, allowed=f"1..{self._settings.max_choices}"
+            )
         ask = Ask.from_proto(request.sampling)
         check(ask, _NAMES, self._model.config.vocab_size)
         with tracer().start_as_current_span("tokenize") as span:
@@ -136,7 +145,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
         remaining = context.time_remaining()
         limit = self._settings.request_timeout_s
-        return Job(
+        job = Job(
             request_id=request.request_id or f"req-{secrets.token_hex(12)}",
             prompt=prompt,
             sampling=sampling,
@@ -145,6 +154,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             started=started,
             deadline=started + (limit if remaining is None else min(limit, remaining)),
         )
+        return [job.choice(index) for index in range(choices)]
 
     async def _prompt(
         self, request: generation_pb2.GenerateRequest | generation_pb2.CountTokensRequest
@@ -193,9 +203,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             self._metrics.request_done(GENERATE, time.monotonic() - started, error_type)
 
 
-def _response(request_id: str, piece: Piece) -> generation_pb2.GenerateResponse:
+def _response(request_id: str, index: int, piece: Piece) -> generation_pb2.GenerateResponse:
     return generation_pb2.GenerateResponse(
         request_id=request_id,
+        index=index,
         text=piece.text,
         token_ids=[token.id for token in piece.tokens],
         logprobs=[token.logprobs for token in piece.tokens if token.logprobs is not None],

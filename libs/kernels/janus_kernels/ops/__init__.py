@@ -18,7 +18,7 @@ from janus_kernels.ops.experts import (
     expert_ffn,
 )
 from janus_kernels.ops.routing import RoutingSpec, route, router_logits
-from janus_kernels.ops.sampling import sample
+from janus_kernels.ops.sampling import add_bias, allow, forbid, penalize, sample
 from janus_kernels.ops.table import OpTable, backend, backends, use_backend
 
 __all__ = [
@@ -28,13 +28,17 @@ __all__ = [
     "ExpertWeights",
     "OpTable",
     "RoutingSpec",
+    "add_bias",
+    "allow",
     "apply_rotary",
     "backend",
     "backends",
     "combine",
     "expert_ffn",
+    "forbid",
     "linear",
     "paged_attention",
+    "penalize",
     "rms_norm",
     "route",
     "router_logits",

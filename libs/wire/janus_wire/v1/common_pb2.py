@@ -24,39 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ajanus_wire/v1/common.proto\x12\x08janus.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xde\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x07\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0b\n\t_logprobs\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\\\n\rTokenLogprobs\x12&\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x16.janus.v1.TokenLogprob\x12#\n\x03top\x18\x02 \x03(\x0b\x32\x16.janus.v1.TokenLogprob\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xc4\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06member\x18\x02 \x01(\r\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.janus.v1.WorkerRole\x12\x14\n\x0cgrpc_address\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\r\n\x05slots\x18\t \x01(\r\x12\x14\n\x0chttp_address\x18\n \x01(\t\"\xd4\x01\n\x06\x43ohort\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\tattention\x18\x02 \x03(\x0b\x32\x10.janus.v1.Worker\x12\x1d\n\x03moe\x18\x03 \x03(\x0b\x32\x10.janus.v1.Worker\x12\x16\n\x0elayout_version\x18\x04 \x01(\x04\x12 \n\x06gating\x18\x05 \x01(\x0e\x32\x10.janus.v1.Gating\x12.\n\nscheduling\x18\x06 \x01(\x0e\x32\x1a.janus.v1.SchedulingPolicy\x12\r\n\x05model\x18\x07 \x01(\t\"$\n\x11InstancePlacement\x12\x0f\n\x07\x65xperts\x18\x01 \x03(\r\"@\n\x0eLayerPlacement\x12.\n\tinstances\x18\x01 \x03(\x0b\x32\x1b.janus.v1.InstancePlacement\"g\n\x06Layout\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x13\n\x0bnum_experts\x18\x02 \x01(\r\x12\r\n\x05slots\x18\x03 \x01(\r\x12(\n\x06layers\x18\x04 \x03(\x0b\x32\x18.janus.v1.LayerPlacement*\xa9\x01\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_GATEWAY\x10\x01\x12\x19\n\x15WORKER_ROLE_ATTENTION\x10\x02\x12\x13\n\x0fWORKER_ROLE_MOE\x10\x03\x12\x19\n\x15WORKER_ROLE_SCHEDULER\x10\x04\x12\x1a\n\x16WORKER_ROLE_AUTOSCALER\x10\x05*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04*F\n\x06Gating\x12\x16\n\x12GATING_UNSPECIFIED\x10\x00\x12\x0e\n\nGATING_MOE\x10\x01\x12\x14\n\x10GATING_ATTENTION\x10\x02*\xb4\x01\n\x10SchedulingPolicy\x12!\n\x1dSCHEDULING_POLICY_UNSPECIFIED\x10\x00\x12\x1d\n\x19SCHEDULING_POLICY_OPTIMAL\x10\x01\x12\x1a\n\x16SCHEDULING_POLICY_AEBS\x10\x02\x12$\n SCHEDULING_POLICY_TOKEN_BALANCED\x10\x03\x12\x1c\n\x18SCHEDULING_POLICY_RANDOM\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ajanus_wire/v1/common.proto\x12\x08janus.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8f\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0c \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\r \x01(\x02H\t\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x0e \x01(\x02H\n\x88\x01\x01\x12;\n\nlogit_bias\x18\x0f \x03(\x0b\x32\'.janus.v1.SamplingParams.LogitBiasEntry\x12\x1e\n\x05guide\x18\x10 \x01(\x0b\x32\x0f.janus.v1.Guide\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0b\n\t_logprobsB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penalty\"\x8a\x01\n\x05Guide\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\'\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x15.janus.v1.TextChoicesH\x00\x42\x06\n\x04kind\"\x1c\n\x0bTextChoices\x12\r\n\x05texts\x18\x01 \x03(\t\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\\\n\rTokenLogprobs\x12&\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x16.janus.v1.TokenLogprob\x12#\n\x03top\x18\x02 \x03(\x0b\x32\x16.janus.v1.TokenLogprob\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\xc4\x01\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06member\x18\x02 \x01(\r\x12\"\n\x04role\x18\x03 \x01(\x0e\x32\x14.janus.v1.WorkerRole\x12\x14\n\x0cgrpc_address\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\r\n\x05slots\x18\t \x01(\r\x12\x14\n\x0chttp_address\x18\n \x01(\t\"\xd4\x01\n\x06\x43ohort\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\tattention\x18\x02 \x03(\x0b\x32\x10.janus.v1.Worker\x12\x1d\n\x03moe\x18\x03 \x03(\x0b\x32\x10.janus.v1.Worker\x12\x16\n\x0elayout_version\x18\x04 \x01(\x04\x12 \n\x06gating\x18\x05 \x01(\x0e\x32\x10.janus.v1.Gating\x12.\n\nscheduling\x18\x06 \x01(\x0e\x32\x1a.janus.v1.SchedulingPolicy\x12\r\n\x05model\x18\x07 \x01(\t\"$\n\x11InstancePlacement\x12\x0f\n\x07\x65xperts\x18\x01 \x03(\r\"@\n\x0eLayerPlacement\x12.\n\tinstances\x18\x01 \x03(\x0b\x32\x1b.janus.v1.InstancePlacement\"g\n\x06Layout\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x13\n\x0bnum_experts\x18\x02 \x01(\r\x12\r\n\x05slots\x18\x03 \x01(\r\x12(\n\x06layers\x18\x04 \x03(\x0b\x32\x18.janus.v1.LayerPlacement*\xa9\x01\n\nWorkerRole\x12\x1b\n\x17WORKER_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13WORKER_ROLE_GATEWAY\x10\x01\x12\x19\n\x15WORKER_ROLE_ATTENTION\x10\x02\x12\x13\n\x0fWORKER_ROLE_MOE\x10\x03\x12\x19\n\x15WORKER_ROLE_SCHEDULER\x10\x04\x12\x1a\n\x16WORKER_ROLE_AUTOSCALER\x10\x05*\xb3\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x05*F\n\x06Gating\x12\x16\n\x12GATING_UNSPECIFIED\x10\x00\x12\x0e\n\nGATING_MOE\x10\x01\x12\x14\n\x10GATING_ATTENTION\x10\x02*\xb4\x01\n\x10SchedulingPolicy\x12!\n\x1dSCHEDULING_POLICY_UNSPECIFIED\x10\x00\x12\x1d\n\x19SCHEDULING_POLICY_OPTIMAL\x10\x01\x12\x1a\n\x16SCHEDULING_POLICY_AEBS\x10\x02\x12$\n SCHEDULING_POLICY_TOKEN_BALANCED\x10\x03\x12\x1c\n\x18SCHEDULING_POLICY_RANDOM\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus_wire.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERROLE']._serialized_start=1246
-  _globals['_WORKERROLE']._serialized_end=1415
-  _globals['_FINISHREASON']._serialized_start=1418
-  _globals['_FINISHREASON']._serialized_end=1567
-  _globals['_GATING']._serialized_start=1569
-  _globals['_GATING']._serialized_end=1639
-  _globals['_SCHEDULINGPOLICY']._serialized_start=1642
-  _globals['_SCHEDULINGPOLICY']._serialized_end=1822
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_WORKERROLE']._serialized_start=1722
+  _globals['_WORKERROLE']._serialized_end=1891
+  _globals['_FINISHREASON']._serialized_start=1894
+  _globals['_FINISHREASON']._serialized_end=2073
+  _globals['_GATING']._serialized_start=2075
+  _globals['_GATING']._serialized_end=2145
+  _globals['_SCHEDULINGPOLICY']._serialized_start=2148
+  _globals['_SCHEDULINGPOLICY']._serialized_end=2328
   _globals['_TOKENIDS']._serialized_start=40
   _globals['_TOKENIDS']._serialized_end=63
   _globals['_SAMPLINGPARAMS']._serialized_start=66
-  _globals['_SAMPLINGPARAMS']._serialized_end=416
-  _globals['_TOKENLOGPROB']._serialized_start=418
-  _globals['_TOKENLOGPROB']._serialized_end=467
-  _globals['_TOKENLOGPROBS']._serialized_start=469
-  _globals['_TOKENLOGPROBS']._serialized_end=561
-  _globals['_USAGE']._serialized_start=563
-  _globals['_USAGE']._serialized_end=620
-  _globals['_WORKER']._serialized_start=623
-  _globals['_WORKER']._serialized_end=819
-  _globals['_COHORT']._serialized_start=822
-  _globals['_COHORT']._serialized_end=1034
-  _globals['_INSTANCEPLACEMENT']._serialized_start=1036
-  _globals['_INSTANCEPLACEMENT']._serialized_end=1072
-  _globals['_LAYERPLACEMENT']._serialized_start=1074
-  _globals['_LAYERPLACEMENT']._serialized_end=1138
-  _globals['_LAYOUT']._serialized_start=1140
-  _globals['_LAYOUT']._serialized_end=1243
+  _globals['_SAMPLINGPARAMS']._serialized_end=721
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=509
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=557
+  _globals['_GUIDE']._serialized_start=724
+  _globals['_GUIDE']._serialized_end=862
+  _globals['_TEXTCHOICES']._serialized_start=864
+  _globals['_TEXTCHOICES']._serialized_end=892
+  _globals['_TOKENLOGPROB']._serialized_start=894
+  _globals['_TOKENLOGPROB']._serialized_end=943
+  _globals['_TOKENLOGPROBS']._serialized_start=945
+  _globals['_TOKENLOGPROBS']._serialized_end=1037
+  _globals['_USAGE']._serialized_start=1039
+  _globals['_USAGE']._serialized_end=1096
+  _globals['_WORKER']._serialized_start=1099
+  _globals['_WORKER']._serialized_end=1295
+  _globals['_COHORT']._serialized_start=1298
+  _globals['_COHORT']._serialized_end=1510
+  _globals['_INSTANCEPLACEMENT']._serialized_start=1512
+  _globals['_INSTANCEPLACEMENT']._serialized_end=1548
+  _globals['_LAYERPLACEMENT']._serialized_start=1550
+  _globals['_LAYERPLACEMENT']._serialized_end=1614
+  _globals['_LAYOUT']._serialized_start=1616
+  _globals['_LAYOUT']._serialized_end=1719
 # @@protoc_insertion_point(module_scope)

@@ -20,11 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from janus_gateway.answer import Piece, Token
 from janus_gateway.config import GatewaySettings
+from janus_gateway.fanin import merged
 from janus_gateway.generation import Generator, Job
 from janus_gateway.metrics import CHAT, COMPLETION, GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.openai import errors
-from janus_gateway.openai.fanin import merged
 from janus_gateway.openai.schemas import ChatRequest, CompletionRequest
 from janus_gateway.openai.shapes import ChatShape, CompletionShape, Shape, usage
 from janus_gateway.sampling import Names, check, check_ids, resolve
@@ -123,30 +123,26 @@ def _jobs(
     check(ask, names, parts.model.config.vocab_size)
     started = request.scope["janus.started"]
     jobs: list[Job] = []
-    for prompt in prompts:
-        for choice in range(body.choices):
-            sampling = resolve(
-                ask,
-                names,
-                parts.model.defaults,
-                prompt_tokens=len(prompt),
-                context=parts.model.context,
-                default_max_tokens=default_max_tokens,
-            )
-            if choice:
-                sampling.seed = (sampling.seed + choice) % 2**64  # n answers, not n times the same one
-            request_id = request.scope["janus.request_id"]
-            jobs.append(
-                Job(
-                    request_id=request_id if not jobs else f"{request_id}-{len(jobs)}",
-                    prompt=prompt,
-                    sampling=sampling,
-                    stops=ask.stop,
-                    operation=operation,
-                    started=started,
-                    deadline=started + parts.settings.request_timeout_s,
-                )
-            )
+    for place, prompt in enumerate(prompts):
+        sampling = resolve(
+            ask,
+            names,
+            parts.model.defaults,
+            prompt_tokens=len(prompt),
+            context=parts.model.context,
+            default_max_tokens=default_max_tokens,
+        )
+        request_id = request.scope["janus.request_id"]
+        job = Job(
+            request_id=f"{request_id}-p{place}" if place else request_id,
+            prompt=prompt,
+            sampling=sampling,
+            stops=ask.stop,
+            operation=operation,
+            started=started,
+            deadline=started + parts.settings.request_timeout_s,
+        )
+        jobs += [job.choice(index) for index in range(body.choices)]
     return jobs
 
 

@@ -18,13 +18,10 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
@@ -60,9 +57,13 @@ class _Body(BaseModel):
     stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     # Extensions.
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     # Accepted; they change nothing that is generated.
@@ -74,10 +75,6 @@ class _Body(BaseModel):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     parallel_tool_calls: bool | None = None
-    # See _NEUTRAL.
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
 
     @model_validator(mode="before")
     @classmethod
@@ -145,6 +142,10 @@ class _Body(BaseModel):
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=_bias(self.logit_bias or {}),
         )
 
     @classmethod
@@ -282,6 +283,21 @@ class CompletionRequest(_Body):
     def ask(self) -> Ask:
         """The sampling fields."""
         return self._ask(self.max_tokens, self.logprobs)
+
+
+def _bias(raw: Mapping[str, float]) -> dict[int, float]:
+    """JSON's keys are strings."""
+    found: dict[int, float] = {}
+    for key, value in raw.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 16) or int(key) in found:
+            raise InvalidArgument(
+                "has a key that is no token id, or names one twice",
+                field="logit_bias",
+                value=key,
+                allowed='token ids as decimal numbers, e.g. {"50256": -100}',
+            )
+        found[int(key)] = value
+    return found
 
 
 def _is_ids(value: Any) -> bool:
