@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from janus_models.config import load_config, parse_config
 from janus_models.errors import ConfigError
+from janus_models.specs import SharedSpec
 
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",
@@ -43,17 +44,31 @@ def parse(base: dict[str, Any], **changes: Any) -> Any:
 def test_mixtral() -> None:
     config = parse(MIXTRAL, rope_theta=5e5, sliding_window=128, eos_token_id=[2, 7])
     assert config.head_dim == 16 and config.moe_layers == (0, 1, 2) and config.dense_hidden == 0
-    assert config.moe.expert_hidden == 96 and config.moe.renormalize and config.rope.theta == 5e5
-    assert config.sliding_window == 128 and config.eos_ids == (2, 7) and config.norm_eps == 1e-5
+    assert config.moe.expert_hidden == 96 and config.moe.router.renormalize and config.rope.theta == 5e5
+    assert config.windows == (128,) * 3 and config.eos_ids == (2, 7) and config.norm_eps == 1e-5
     assert config.expert_parameters == 3 * 64 * 96
 
 
 def test_qwen3_moe_dense_layers_and_flags() -> None:
     config = parse(QWEN, mlp_only_layers=[1], decoder_sparse_step=2, sliding_window=64, attention_bias=True)
     assert config.moe_layers == (3, 5) and config.dense_hidden == 128 and not config.is_moe(1)
-    assert config.head_dim == 32 and not config.moe.renormalize and config.sliding_window is None
-    assert config.attention_bias and config.family.qk_norm
-    assert parse(QWEN, use_sliding_window=True, sliding_window=64).sliding_window == 64
+    assert config.head_dim == 32 and not config.moe.router.renormalize and config.windows == (None,) * 6
+    assert config.biases == {"q", "k", "v", "o"} and config.family.qk_norm == "head"
+    assert parse(QWEN, use_sliding_window=True, sliding_window=64).windows == (64,) * 6
+
+
+def test_qwen2_moe_shared_expert_biases_and_windows() -> None:
+    base = {**QWEN, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 80, "head_dim": None}
+    config = parse(base)
+    assert config.moe.shared == SharedSpec(hidden=80, gated=True) and config.biases == {"q", "k", "v"}
+    assert config.windows == (None,) * 6 and config.head_dim == 16 and not config.moe.router.renormalize
+    sliding = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3}
+    assert parse(base, **sliding).windows == (9, None, 9, None, None, None)
+    kinds = ["full_attention", "sliding_attention"] * 3
+    assert parse(base, **sliding, layer_types=kinds).windows == (None, 9) * 3
+    with pytest.raises(ConfigError, match=r"layer_types.*a list of 6 of sliding_attention, full_attention"):
+        parse(base, **sliding, layer_types=["chunked_attention"] * 6)
+    assert not parse(base, qkv_bias=False).biases
 
 
 @pytest.mark.parametrize(

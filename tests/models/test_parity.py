@@ -14,54 +14,10 @@ from janus_models.config import RopeSpec, load_config
 from janus_models.decoder import AttentionModel, torch_dtype
 from janus_models.errors import ConfigError
 from janus_models.experts import ExpertModel
+from janus_models.families import FAMILIES
 from janus_models.local import LocalModel
 from janus_models.rope import RopeTable, inverse_frequencies
-
-YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "rope_theta": 5e5,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mixtral": {"family": "mixtral"},
-    "mixtral-seed1": {"family": "mixtral", "seed": 1},
-    "mixtral-window": {"family": "mixtral", "seed": 2, "sliding_window": 12},
-    "mixtral-mha-tied": {
-        "family": "mixtral",
-        "seed": 3,
-        "num_key_value_heads": 4,
-        "tie_word_embeddings": True,
-    },
-    "mixtral-linear-rope": {"family": "mixtral", "seed": 4, "rope_parameters": LINEAR},
-    "mixtral-sharded": {"family": "mixtral", "seed": 5, "max_shard_size": "400KB", "num_experts_per_tok": 3},
-    "qwen3": {"family": "qwen3_moe"},
-    "qwen3-seed1": {"family": "qwen3_moe", "seed": 1, "norm_topk_prob": False},
-    "qwen3-dense-layers": {
-        "family": "qwen3_moe",
-        "seed": 2,
-        "num_hidden_layers": 5,
-        "mlp_only_layers": [0, 3],
-    },
-    "qwen3-sparse-step": {"family": "qwen3_moe", "seed": 3, "num_hidden_layers": 4, "decoder_sparse_step": 2},
-    "qwen3-bias-window": {
-        "family": "qwen3_moe",
-        "seed": 4,
-        "attention_bias": True,
-        "use_sliding_window": True,
-        "sliding_window": 9,
-        "head_dim": 32,
-    },
-    "qwen3-yarn": {"family": "qwen3_moe", "seed": 5, "rope_parameters": YARN},
-    "qwen3-many-experts": {"family": "qwen3_moe", "seed": 6, "num_experts": 32, "num_experts_per_tok": 8},
-    "qwen3-bfloat16": {"family": "qwen3_moe", "seed": 7, "dtype": "bfloat16"},
-    "mixtral-float16": {"family": "mixtral", "seed": 8, "dtype": "float16"},
-}
+from janus_testing.variants import LINEAR, LLAMA3, VARIANTS, YARN
 
 
 def prompts(seed: int, lengths: tuple[int, ...] = (1, 7, 40, 90), vocab: int = 512) -> list[list[int]]:
@@ -92,15 +48,24 @@ def test_greedy_tokens(directory: Path) -> None:
     batch = prompts(2)
     streams = LocalModel(directory).generate(batch, 64, chunk=17)
     for prompt, ours in zip(batch, streams, strict=True):
-        expected = reference.generate(directory, prompt, 64)
-        assert ours == expected.ids
+        assert ours == reference.greedy_ids(directory, prompt, ours)
     assert len({token for ours in streams for token in ours}) > 30, (
         "streams that repeat one token prove little"
     )
 
 
-def test_a_stream_does_not_depend_on_its_neighbours_or_chunks(tiny: Callable[..., Path]) -> None:
-    directory, batch = tiny("qwen3_moe"), prompts(3)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_own_generation(tiny: Callable[..., Path], family: str) -> None:
+    """The quick check above against transformers stepping with its own cache, once a family."""
+    directory, batch = tiny(family), prompts(6, (5, 33))
+    for prompt, ours in zip(batch, LocalModel(directory).generate(batch, 24), strict=True):
+        expected = reference.generate(directory, prompt, 24)
+        assert ours == expected.ids == reference.greedy_ids(directory, prompt, ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stream_does_not_depend_on_its_neighbours_or_chunks(tiny: Callable[..., Path], family: str) -> None:
+    directory, batch = tiny(family), prompts(3)
     together = LocalModel(directory).generate(batch, 24, chunk=512)
     assert [LocalModel(directory).generate([prompt], 24, chunk=5)[0] for prompt in batch] == together
 

@@ -9,58 +9,11 @@ from janus_models._fields import Fields, read_json
 from janus_models.errors import ConfigError
 from janus_models.families import FAMILIES, PLANNED
 from janus_models.families.base import Family
+from janus_models.specs import LatentSpec, MoeSpec, RopeSpec, RouterSpec, SharedSpec
 
-__all__ = ["ModelConfig", "MoeSpec", "RopeSpec", "load_config"]
+__all__ = ["LatentSpec", "ModelConfig", "MoeSpec", "RopeSpec", "RouterSpec", "SharedSpec", "load_config"]
 
 ROPE_KINDS = ("default", "linear", "yarn", "llama3")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RopeSpec:
-    """Rotary position embedding, rotate-half layout, over the whole head dimension."""
-
-    kind: str = "default"
-    """One of ``default``, ``linear``, ``yarn``, ``llama3``."""
-    theta: float = 10_000.0
-    """Base of the wavelengths."""
-    factor: float = 1.0
-    """Context extension factor of the scaled kinds."""
-    original_max_positions: int = 0
-    """Context length before extension (yarn, llama3)."""
-    attention_factor: float | None = None
-    """yarn: factor on cos and sin; None derives it from ``factor``."""
-    beta_fast: float = 32.0
-    """yarn: rotations above which a dimension is left alone."""
-    beta_slow: float = 1.0
-    """yarn: rotations below which a dimension is fully interpolated."""
-    mscale: float = 0.0
-    """yarn: numerator of the attention factor when both mscales are set."""
-    mscale_all_dim: float = 0.0
-    """yarn: denominator of the attention factor when both mscales are set."""
-    truncate: bool = True
-    """yarn: round the correction range to whole dimensions."""
-    low_freq_factor: float = 1.0
-    """llama3: wavelengths longer than original_max_positions / this are divided by factor."""
-    high_freq_factor: float = 4.0
-    """llama3: wavelengths shorter than original_max_positions / this are left alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoeSpec:
-    """The routed experts. Every MoE layer of a model has the same shape."""
-
-    num_experts: int
-    """Routed experts per MoE layer, E."""
-    top_k: int
-    """Experts per token, k."""
-    expert_hidden: int
-    """Inner width of one expert, f."""
-    layers: tuple[int, ...]
-    """Decoder layers that are MoE layers, ascending; position in it is the *MoE layer* number."""
-    scoring: str = "softmax"
-    """How router logits become scores."""
-    renormalize: bool = True
-    """Whether the k chosen scores are divided by their sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +33,20 @@ class ModelConfig:
     num_kv_heads: int
     """Key/value heads; divides ``num_heads``."""
     head_dim: int
+    """Width of a head's query and key; with MLA the plain and the rotary part together."""
+    latent: LatentSpec | None
+    """MLA's shape; None: grouped-query attention."""
     dense_hidden: int
     """Inner width of the dense FFN in layers that are not MoE (0 when every layer is)."""
     norm_eps: float
     max_positions: int
     """Longest context, in tokens, prompt and answer together."""
-    sliding_window: int | None
-    """A token sees itself and the window-1 before it; None: everything before it."""
-    attention_bias: bool
-    """Whether q, k, v and o projections have a bias."""
+    windows: tuple[int | None, ...]
+    """Per layer: a token sees itself and the window-1 before it; None: everything before it."""
+    biases: frozenset[str]
+    """Attention projections that have a bias, of ``q``, ``k``, ``v``, ``o``, and MLA's ``q_a``, ``kv_a``."""
+    clip_qkv: float | None
+    """Queries, keys and values are clamped to plus and minus this before they are rotated."""
     tied_embeddings: bool
     """Whether the head is the embedding matrix."""
     rope: RopeSpec
@@ -108,6 +66,18 @@ class ModelConfig:
     def moe_layers(self) -> tuple[int, ...]:
         """Decoder layer of each MoE layer, ascending."""
         return self.moe.layers
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of what the rotary embedding turns."""
+        return self.latent.rope_dim if self.latent else self.head_dim
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that the KV cache holds for a token, all layers together."""
+        if self.latent:
+            return self.num_layers * (self.latent.rank + self.latent.rope_dim)
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     def is_moe(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has routed experts."""
@@ -139,19 +109,8 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
     family = _family(fields)
     _refuse_unsupported(fields)
     hidden = fields.whole("hidden_size", at_least=1)
-    heads = fields.whole("num_attention_heads", at_least=1)
-    kv_heads = fields.whole("num_key_value_heads", default=heads, at_least=1)
-    if heads % kv_heads:
-        raise fields.error("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
-    head_dim = fields.whole("head_dim", default=0, at_least=0)
-    if not head_dim:
-        if hidden % heads:
-            raise fields.error(
-                "hidden_size", hidden, f"a multiple of num_attention_heads ({heads}), or set head_dim"
-            )
-        head_dim = hidden // heads
-    if head_dim % 2:
-        raise fields.error("head_dim", head_dim, "an even number: rotary embedding turns pairs")
+    latent = family.latent(fields)
+    heads, kv_heads, head_dim = _latent_heads(fields, latent) if latent else _heads(fields, family, hidden)
     num_layers = fields.whole("num_hidden_layers", at_least=1)
     moe_layers = family.moe_layers(fields, num_layers)
     if not moe_layers:
@@ -170,8 +129,10 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
         dense_hidden=fields.whole("intermediate_size", at_least=1) if len(moe_layers) < num_layers else 0,
         norm_eps=fields.number("rms_norm_eps", default=family.norm_eps, above=0.0),
         max_positions=max_positions,
-        sliding_window=family.sliding_window(fields),
-        attention_bias=family.attention_bias and fields.flag("attention_bias", default=False),
+        latent=latent,
+        windows=family.windows(fields, num_layers),
+        biases=frozenset(family.biases(fields)),
+        clip_qkv=family.clip_qkv(fields),
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
         rope=_rope(fields, family, max_positions),
         moe=_moe(fields, family, moe_layers),
@@ -179,6 +140,33 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
         eos_ids=fields.ids("eos_token_id"),
         checkpoint_dtype=fields.text("torch_dtype", default="") or fields.text("dtype", default=""),
     )
+
+
+def _heads(fields: Fields, family: Family, hidden: int) -> tuple[int, int, int]:
+    """(query heads, key/value heads, head dimension) of grouped-query attention."""
+    heads = fields.whole("num_attention_heads", at_least=1)
+    kv_heads = fields.whole("num_key_value_heads", default=heads, at_least=1)
+    if heads % kv_heads:
+        raise fields.error("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
+    head_dim = fields.whole("head_dim", default=family.head_dim, at_least=0)
+    if not head_dim:
+        if hidden % heads:
+            raise fields.error(
+                "hidden_size", hidden, f"a multiple of num_attention_heads ({heads}), or set head_dim"
+            )
+        head_dim = hidden // heads
+    if head_dim % 2:
+        raise fields.error("head_dim", head_dim, "an even number: rotary embedding turns pairs")
+    return heads, kv_heads, head_dim
+
+
+def _latent_heads(fields: Fields, latent: LatentSpec) -> tuple[int, int, int]:
+    """The same with MLA: all heads share one key, and files say head_dim for its rotary part."""
+    if latent.rope_dim % 2:
+        raise fields.error(
+            "qk_rope_head_dim", latent.rope_dim, "an even number: rotary embedding turns pairs"
+        )
+    return fields.whole("num_attention_heads", at_least=1), 1, latent.plain_dim + latent.rope_dim
 
 
 def _family(fields: Fields) -> Family:
@@ -214,13 +202,25 @@ def _refuse_unsupported(fields: Fields) -> None:
 
 def _moe(fields: Fields, family: Family, layers: tuple[int, ...]) -> MoeSpec:
     experts = fields.whole_any(family.num_experts_keys, at_least=1)
+    top_k = fields.whole("num_experts_per_tok", at_least=1, at_most=experts)
+    router = family.router(fields)
+    if experts % router.groups:
+        raise fields.error("n_group", router.groups, f"a divisor of the number of experts ({experts})")
+    if router.group_score == "top2" and experts // router.groups < 2:
+        raise fields.error("n_group", router.groups, f"at most {experts // 2}: groups of two experts or more")
+    if top_k > experts // router.groups * router.groups_kept:
+        raise fields.error(
+            "num_experts_per_tok",
+            top_k,
+            f"at most the {experts // router.groups * router.groups_kept} experts of {router.groups_kept} groups",
+        )
     return MoeSpec(
         num_experts=experts,
-        top_k=fields.whole("num_experts_per_tok", at_least=1, at_most=experts),
+        top_k=top_k,
         expert_hidden=fields.whole(family.expert_hidden_key, at_least=1),
         layers=layers,
-        scoring=family.scoring,
-        renormalize=family.renormalize(fields),
+        router=router,
+        shared=family.shared(fields),
     )
 
 

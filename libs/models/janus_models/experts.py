@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import torch
-from janus_kernels.ops import ExpertWeights, RoutingSpec
+from janus_kernels.ops import ExpertWeights, RoutingSpec, route, router_logits
 
 from janus_models.checkpoint import Checkpoint, TensorEntry
 from janus_models.config import ModelConfig
@@ -42,34 +42,38 @@ class ExpertModel:
             for expert in range(config.moe.num_experts)
         ]
         self.bytes_per_expert: int = max(sizes)
-        self._routers = [
-            checkpoint.tensor(
-                config.family.tensors.router.format(layer=layer), (config.moe.num_experts, d)
-            ).to(device=device, dtype=torch.float32)
-            for layer in config.moe_layers
-        ]
+        names, shape = config.family.tensors, (config.moe.num_experts,)
+        self._routers = self._each_layer(names.router, (*shape, d))
+        self._corrections = self._each_layer(names.correction_bias, shape) if names.correction_bias else None
+        router = config.moe.router
         self._spec = RoutingSpec(
-            top_k=config.moe.top_k, scoring=config.moe.scoring, renormalize=config.moe.renormalize
+            top_k=config.moe.top_k,
+            scoring=router.scoring,
+            renormalize=router.renormalize,
+            scale=router.scale,
+            groups=router.groups,
+            groups_kept=router.groups_kept,
+            group_score=router.group_score,
         )
+
+    def _each_layer(self, template: str, shape: tuple[int, ...]) -> list[torch.Tensor]:
+        return [
+            self._checkpoint.tensor(template.format(layer=layer), shape).to(
+                device=self.device, dtype=torch.float32
+            )
+            for layer in self.config.moe_layers
+        ]
 
     @property
     def num_layers(self) -> int:
         """Number of MoE layers."""
         return len(self.config.moe_layers)
 
-    def router_weight(self, moe_layer: int) -> torch.Tensor:
-        """fp32 [E, d]."""
-        return self._routers[moe_layer]
-
-    def routing_spec(self, moe_layer: int) -> RoutingSpec:
-        """How a token's experts are chosen from its router logits."""
-        del moe_layer  # the same in every layer of the families so far
-        return self._spec
-
-    def bias(self, moe_layer: int) -> torch.Tensor | None:
-        """fp32 [E] added to scores for choosing only; None in families without one."""
-        del moe_layer
-        return None
+    def gate(self, moe_layer: int, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The router: hidden states fp32 [T, d] -> expert ids int32 [T, k], best first, and weights fp64 [T, k]."""
+        logits_TE = router_logits(x_TD, self._routers[moe_layer])
+        corrections = self._corrections
+        return route(logits_TE, self._spec, None if corrections is None else corrections[moe_layer])
 
     def load(self, moe_layer: int, expert: int) -> ExpertWeights:
         """One expert: gate [f, d], up [f, d], down [d, f]; its pages are read when they are first used."""

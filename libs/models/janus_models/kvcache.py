@@ -24,7 +24,11 @@ class BatchMeta:
 
 
 class KvCache:
-    """Keys and values of every layer: per layer [num_blocks, block_size, Hkv, hd] each."""
+    """What attention remembers, per layer: keys and values, [num_blocks, block_size, Hkv, hd] each.
+
+    With ``latent_dim`` (MLA) there is one entry per token, ``head_dim`` wide, its latent and then the rotary key;
+    ``values`` is a view of its first ``latent_dim`` numbers.
+    """
 
     def __init__(
         self,
@@ -34,24 +38,38 @@ class KvCache:
         block_size: int,
         num_kv_heads: int,
         head_dim: int,
+        latent_dim: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
         # Not zeroed: pages cost memory only once tokens are written to them.
         self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.values = (
+            torch.empty(shape, dtype=dtype, device=device)
+            if latent_dim is None
+            else self.keys[..., :latent_dim]
+        )
+        self._latent = latent_dim is not None
         self.num_blocks = num_blocks
         self.block_size = block_size
 
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return 2 * self.keys.numel() * self.keys.itemsize
+        return (1 if self._latent else 2) * self.keys.numel() * self.keys.itemsize
 
     def write(
         self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor
     ) -> None:
         """Store [T, Hkv, hd] keys and values at flat slots."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots_T, key_TKH.to(self.keys.dtype))
-        self.values[layer].flatten(0, 1).index_copy_(0, slots_T, value_TKH.to(self.values.dtype))
+        self._store(self.keys[layer], key_TKH, slots_T)
+        self._store(self.values[layer], value_TKH, slots_T)
+
+    def write_latent(self, layer: int, entry_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
+        """Store [T, 1, head_dim], latents with their rotary keys, at flat slots."""
+        self._store(self.keys[layer], entry_TKH, slots_T)
+
+    @staticmethod
+    def _store(cache: torch.Tensor, entries: torch.Tensor, slots_T: torch.Tensor) -> None:
+        cache.flatten(0, 1).index_copy_(0, slots_T, entries.to(cache.dtype))

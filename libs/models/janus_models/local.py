@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from janus_kernels.ops import expert_ffn, route, router_logits
+from janus_kernels.ops import expert_ffn
 
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
@@ -75,10 +75,8 @@ class LocalModel:
         return h_TD
 
     def route(self, moe_layer: int, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(expert ids int32 [T, k], weights fp32 [T, k]) of normed hidden states."""
-        experts = self.experts
-        logits = router_logits(x_TD, experts.router_weight(moe_layer))
-        return route(logits, experts.routing_spec(moe_layer), experts.bias(moe_layer))
+        """(expert ids int32 [T, k], weights fp64 [T, k]) of normed hidden states."""
+        return self.experts.gate(moe_layer, x_TD)
 
     def _routed(self, moe_layer: int, x_TD: torch.Tensor) -> torch.Tensor:
         ids_TK, weights_TK = self.route(moe_layer, x_TD)

@@ -60,3 +60,13 @@ def prompt_logits(model_dir: str | Path, prompt_ids: Sequence[int]) -> torch.Ten
             load_model(model_dir)(input_ids=torch.tensor([list(prompt_ids)])).logits[0].float()
         )
     return logits
+
+
+def greedy_ids(model_dir: str | Path, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """What transformers chooses after the prompt and each proper prefix of ``ids``, in one pass.
+
+    Equal to ``ids`` exactly when ``ids`` is its greedy continuation: as :func:`generate`, but many times quicker.
+    """
+    logits = prompt_logits(model_dir, [*prompt_ids, *ids[:-1]])
+    chosen: list[int] = logits[len(prompt_ids) - 1 :].argmax(-1).tolist()
+    return chosen

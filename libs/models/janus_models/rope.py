@@ -7,12 +7,23 @@ from collections.abc import Callable
 
 import torch
 
-from janus_models.config import RopeSpec
+from janus_models.specs import RopeSpec
 
 
 def inverse_frequencies(spec: RopeSpec, head_dim: int) -> tuple[torch.Tensor, float]:
     """([head_dim / 2] fp32 radians per position, factor on cos and sin)."""
     return _KINDS[spec.kind](spec, head_dim)
+
+
+def score_scale(spec: RopeSpec) -> float:
+    """What DeepSeek's attention scores are multiplied by beside 1/sqrt(head_dim): the square of yarn's mscale."""
+    if spec.kind == "default" or not spec.mscale_all_dim:
+        return 1.0
+    return _mscale(spec.factor, spec.mscale_all_dim) ** 2
+
+
+def _mscale(factor: float, mscale: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 class RopeTable:
@@ -58,9 +69,6 @@ def _yarn(spec: RopeSpec, dim: int) -> tuple[torch.Tensor, float]:
             / (2 * math.log(spec.theta))
         )
 
-    def scale(factor: float, mscale: float = 1.0) -> float:
-        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
     low, high = correction(spec.beta_fast), correction(spec.beta_slow)
     if spec.truncate:
         low, high = math.floor(low), math.ceil(high)
@@ -73,8 +81,8 @@ def _yarn(spec: RopeSpec, dim: int) -> tuple[torch.Tensor, float]:
     if spec.attention_factor is not None:
         return frequencies, spec.attention_factor
     if spec.mscale and spec.mscale_all_dim:
-        return frequencies, scale(spec.factor, spec.mscale) / scale(spec.factor, spec.mscale_all_dim)
-    return frequencies, scale(spec.factor)
+        return frequencies, _mscale(spec.factor, spec.mscale) / _mscale(spec.factor, spec.mscale_all_dim)
+    return frequencies, _mscale(spec.factor)
 
 
 def _llama3(spec: RopeSpec, dim: int) -> tuple[torch.Tensor, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from janus_kernels.ops import combine, route, router_logits
+from janus_kernels.ops import combine
 from janus_models.decoder import AttentionModel, KvCache
 from janus_models.experts import ExpertModel
 from janus_transport import Frame, Header, Kind, SendBuffer
@@ -155,9 +155,7 @@ class Forward:
         payload[:size].view(torch.float32).view(x_TD.shape).copy_(x_TD)
         if not gated:
             return size
-        routers = self._routers
-        logits_TE = router_logits(x_TD, routers.router_weight(index))
-        ids_TK, weights_TK = route(logits_TE, routers.routing_spec(index), routers.bias(index))
+        ids_TK, weights_TK = self._routers.gate(index, x_TD)
         # Weights before ids: eight-byte numbers where they are aligned.
         middle = size + 8 * count * self._topk
         end = middle + 4 * count * self._topk

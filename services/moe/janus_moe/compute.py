@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from janus_kernels import ReplicaLayout, Schedule, schedule
-from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn, route, router_logits
+from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn
 from janus_models.experts import ExpertModel
 
 
@@ -66,8 +66,7 @@ class MoeCompute:
 
     def gate(self, layer: int, x_TD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """EGate: top-k expert ids int32 [T, k] and weights fp64 [T, k] of hidden states fp32 [T, d]."""
-        logits = router_logits(x_TD, self._model.router_weight(layer))
-        return route(logits, self._model.routing_spec(layer), self._model.bias(layer))
+        return self._model.gate(layer, x_TD)
 
     def run(
         self,

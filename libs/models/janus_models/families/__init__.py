@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from janus_models.families.base import Family
 from janus_models.families.mixtral import MIXTRAL
+from janus_models.families.qwen2_moe import QWEN2_MOE
 from janus_models.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN3_MOE)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (MIXTRAL, QWEN2_MOE, QWEN3_MOE)}
 """Implemented families by ``model_type``."""
 
-PLANNED = ("qwen2_moe", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss")
+PLANNED = ("olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 """Families on the supported list that have no file here yet."""

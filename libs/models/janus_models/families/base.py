@@ -6,29 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from janus_models._fields import Fields
-
-
-def every_layer(fields: Fields, num_layers: int) -> tuple[int, ...]:
-    """All layers are MoE layers."""
-    del fields
-    return tuple(range(num_layers))
-
-
-def always(fields: Fields) -> bool:
-    """A flag that no checkpoint of the family can turn off."""
-    del fields
-    return True
-
-
-def no_window(fields: Fields) -> int | None:
-    """Full attention."""
-    del fields
-    return None
+from janus_models.specs import LatentSpec, RouterSpec, SharedSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNames:
-    """Templates of tensor names with ``{layer}`` and, for experts, ``{expert}``. Defaults are Llama's."""
+    """Templates of tensor names with ``{layer}`` and, for experts, ``{expert}``. Defaults are Llama's.
+
+    Where a name ends without ``.weight`` it is a projection's: ``.weight`` and, where configured, ``.bias`` follow.
+    """
 
     embedding: str = "model.embed_tokens.weight"
     """[V, d]"""
@@ -41,15 +27,28 @@ class TensorNames:
     moe_norm: str = "model.layers.{layer}.post_attention_layernorm.weight"
     """[d]: the norm before the FFN, dense or routed"""
     projection: str = "model.layers.{layer}.self_attn.{part}_proj"
-    """part is q [H*hd, d], k and v [Hkv*hd, d], o [d, H*hd]; with .weight and, where configured, .bias"""
+    """part is q [H*hd, d], k and v [Hkv*hd, d], o [d, H*v]; with MLA q_a [rq, d] and q_b [H*hd, rq], or q, kv_b
+    [H*(plain+v), r]"""
     query_norm: str = "model.layers.{layer}.self_attn.q_norm.weight"
-    """[hd], over each head, only where Family.qk_norm"""
+    """[hd] or [H*hd], only where Family.qk_norm"""
     key_norm: str = "model.layers.{layer}.self_attn.k_norm.weight"
-    """[hd], likewise"""
+    """[hd] or [Hkv*hd], likewise"""
+    latent_down: str = "model.layers.{layer}.self_attn.kv_a_proj_with_mqa"
+    """[r+rope, d], MLA"""
+    latent_norm: str = "model.layers.{layer}.self_attn.kv_a_layernorm.weight"
+    """[r], MLA"""
+    latent_query_norm: str = "model.layers.{layer}.self_attn.q_a_layernorm.weight"
+    """[rq], MLA where queries have a bottleneck"""
     dense: str = "model.layers.{layer}.mlp.{part}_proj.weight"
     """part is gate and up [F, d], down [d, F]; layers without routed experts"""
+    shared: str = "model.layers.{layer}.mlp.shared_experts.{part}_proj.weight"
+    """the same of the shared expert"""
+    shared_gate: str = "model.layers.{layer}.mlp.shared_expert_gate.weight"
+    """[1, d], only where the shared expert is gated"""
     router: str = "model.layers.{layer}.mlp.gate.weight"
     """[E, d]"""
+    correction_bias: str = ""
+    """[E], added to scores for choosing only; '' where the family has none"""
     expert_gate: str = "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"
     """[f, d]"""
     expert_up: str = "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"
@@ -65,22 +64,28 @@ class Family:
     model_type: str
     """As config.json spells it."""
     tensors: TensorNames = field(default_factory=TensorNames)
-    qk_norm: bool = False
-    """RMS norm over each query and key head before the rotary embedding."""
-    attention_bias: bool = False
-    """Whether the family has the config field ``attention_bias``."""
+    qk_norm: str = ""
+    """RMS norm of queries and keys before the rotary embedding: over each ``head``, over the whole ``row``, or ''."""
+    head_dim: int = 0
+    """When config.json has none; 0: the hidden width divided by the number of heads."""
     num_experts_keys: tuple[str, ...] = ("num_experts", "num_local_experts")
     """Config fields that may hold the number of routed experts, first present wins."""
     expert_hidden_key: str = "moe_intermediate_size"
     """Config field with an expert's inner width."""
-    scoring: str = "softmax"
-    """How router logits become scores."""
-    renormalize: Callable[[Fields], bool] = always
-    """Whether the chosen scores are divided by their sum."""
-    moe_layers: Callable[[Fields, int], tuple[int, ...]] = every_layer
+    moe_layers: Callable[[Fields, int], tuple[int, ...]] = lambda fields, num_layers: tuple(range(num_layers))
     """The decoder layers, of so many, that have routed experts."""
-    sliding_window: Callable[[Fields], int | None] = no_window
-    """Attention window in tokens, None for full attention."""
+    router: Callable[[Fields], RouterSpec] = lambda fields: RouterSpec()
+    """How experts are chosen; the default renormalises the chosen scores."""
+    shared: Callable[[Fields], SharedSpec | None] = lambda fields: None
+    """The shared expert, None where there is none."""
+    latent: Callable[[Fields], LatentSpec | None] = lambda fields: None
+    """MLA's shape, None for grouped-query attention."""
+    windows: Callable[[Fields, int], tuple[int | None, ...]] = lambda fields, num_layers: (None,) * num_layers
+    """Attention window of each layer in tokens, None for full attention."""
+    biases: Callable[[Fields], tuple[str, ...]] = lambda fields: ()
+    """The attention projections that have a bias."""
+    clip_qkv: Callable[[Fields], float | None] = lambda fields: None
+    """Bound of queries, keys and values, None for none."""
     rope_theta: float = 10_000.0
     """When config.json has none."""
     norm_eps: float = 1e-6

@@ -8,8 +8,8 @@ from janus_models.families.base import Family, TensorNames
 _EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}"
 
 
-def _window(fields: Fields) -> int | None:
-    return fields.optional_whole("sliding_window", at_least=1)
+def _windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
+    return (fields.optional_whole("sliding_window", at_least=1),) * num_layers
 
 
 MIXTRAL = Family(
@@ -22,7 +22,7 @@ MIXTRAL = Family(
     ),
     num_experts_keys=("num_local_experts", "num_experts"),
     expert_hidden_key="intermediate_size",
-    sliding_window=_window,
+    windows=_windows,
     rope_theta=1_000_000.0,
     norm_eps=1e-5,
     max_positions=131_072,
