@@ -52,11 +52,12 @@ class Answer:
 
 @dataclass(slots=True, kw_only=True)
 class Worker:
-    """One engine thread and the test's end of its link."""
+    """One engine and the test's end of its link."""
 
     worker_id: str
     member: int
-    thread: threading.Thread
+    thread: threading.Thread | None
+    """None where the engine is a process."""
     sock: socket.socket
     parser: FrameParser = field(default_factory=FrameParser)
     hello: dict[str, Any] = field(default_factory=dict)
@@ -188,13 +189,18 @@ class InProcessMesh:
 
     def stop(self, worker: Worker) -> None:
         """End an engine by closing its link, and forget it."""
+        assert worker.thread is not None
         worker.sock.close()
         worker.thread.join(self._timeout_s)
+        self.forget(worker)
+        if worker.thread.is_alive():
+            raise TimeoutError(f"{worker.worker_id} did not stop within {self._timeout_s:.0f} s")
+
+    def forget(self, worker: Worker) -> None:
+        """Leave a worker out of the next cohort."""
         for group in (self.attention, self.moe):
             if worker in group:
                 group.remove(worker)
-        if worker.thread.is_alive():
-            raise TimeoutError(f"{worker.worker_id} did not stop within {self._timeout_s:.0f} s")
 
     def form(self, placement: Sequence[Sequence[Sequence[int]]] | None = None) -> None:
         """Announce a new cohort of all workers and wait until each has taken it up."""
@@ -278,8 +284,14 @@ class InProcessMesh:
             ready, _, _ = select.select([worker.sock for worker in self.workers], [], [], 0.2)
             for worker in self.workers:
                 if worker.sock in ready:
-                    for message in worker.parser.feed(worker.sock.recv(1 << 20)):
-                        self._handle(worker, message)
+                    self._receive(worker)
+
+    def _receive(self, worker: Worker) -> None:
+        data = worker.sock.recv(1 << 20)
+        if not data:
+            worker.failure.append(ChildGone(f"the engine {worker.worker_id} has closed its link"))
+        for message in worker.parser.feed(data):
+            self._handle(worker, message)
 
     def _handle(self, worker: Worker, message: Message) -> None:
         body = message.body

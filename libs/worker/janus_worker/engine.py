@@ -9,10 +9,10 @@ from __future__ import annotations
 import abc
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from janus_transport import Exchange, PeerLost, Transport, WaitTimeout
+from janus_transport import Exchange, Frame, PeerLost, Transport, WaitTimeout
 
 from janus_worker.link import ControlLink, Message
 from janus_worker.lockstep import CohortInbox, EngineCohort, Interrupted, NewerEpoch, ProtocolError
@@ -164,6 +164,20 @@ class CohortEngine(abc.ABC):
         """Wait for ``ready()``, control messages handled meanwhile."""
         while not self.wait(ready, waiting_for=waiting_for):
             pass
+
+    def await_frames(self, members: Sequence[int], peek: Callable[[int], Frame | None]) -> list[Frame]:
+        """One frame of each member, as ``peek`` sees it; not consumed."""
+        frames: list[Frame] = []
+
+        def ready() -> bool:
+            # A frame stays until it is consumed, so who has sent one is not asked again.
+            while len(frames) < len(members) and (frame := peek(members[len(frames)])) is not None:
+                frames.append(frame)
+            return len(frames) == len(members)
+
+        if not ready():
+            self.await_(ready, lambda: [m for m in members if peek(m) is None])
+        return frames
 
     def _stalled(self, seconds: float, members: Iterable[int]) -> None:
         names = ", ".join(self.cohort.name(m) if self.cohort else f"member {m}" for m in members)

@@ -158,4 +158,5 @@ class CohortInbox:
 
 def is_note(frame: Frame) -> bool:
     """WAKE and STEP_DONE: notes of the coordinator that carry no tensor."""
-    return frame.header.kind in (Kind.WAKE, Kind.STEP_DONE)
+    kind = frame.header.kind
+    return kind is Kind.WAKE or kind is Kind.STEP_DONE

@@ -127,10 +127,11 @@ class AttentionEngine(CohortEngine):
 
     def run_step(self) -> None:
         assert self.cohort is not None
+        began = time.perf_counter()
         self._drop_cancelled()
         pieces = self.batcher.next_batch()
         if pieces:
-            self._compute(pieces, self.cohort)
+            self._compute(pieces, self.cohort, began)
             self.asleep = False
             self.step += 1
         elif self.asleep:
@@ -176,7 +177,7 @@ class AttentionEngine(CohortEngine):
         self.step += 1
         self.asleep = total == 0
 
-    def _compute(self, pieces: list[Piece], cohort: EngineCohort) -> None:
+    def _compute(self, pieces: list[Piece], cohort: EngineCohort, began: float) -> None:
         now = time.time_ns()
         for piece in pieces:
             if not piece.seq.started_ns:
@@ -187,6 +188,7 @@ class AttentionEngine(CohortEngine):
         if traced is not None and traced.trace is not None:
             trace = Trace(trace_id=traced.trace.trace_id, span_id=os.urandom(8).hex())
         step = build(pieces, self.batcher.pool.block_size)
+        self.counters.prepare_seconds += time.perf_counter() - began
         logits_NV = self._forward.run(step, cohort, trace)
         self.counters.steps += 1
         if trace is not None and traced is not None and traced.trace is not None:
@@ -198,7 +200,9 @@ class AttentionEngine(CohortEngine):
                     "janus.tokens": int(step.token_ids.shape[0]),
                 },
             )  # fmt: skip
+        ran = time.perf_counter()
         self._deliver(pieces, logits_NV)
+        self.counters.deliver_seconds += time.perf_counter() - ran
 
     def _detailed(self, piece: Piece) -> bool:
         seq, every = piece.seq, self._options.trace_every

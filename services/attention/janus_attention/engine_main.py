@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -17,7 +18,7 @@ from janus_worker.process import progress, run_engine
 
 from janus_attention.engine import AttentionEngine, EngineOptions
 
-_ENGINE_FIELDS = ("max_batch_tokens", "max_sequences", "kv_tokens", "block_size", "stall_s", "trace_every")
+_ENGINE_FIELDS = tuple(field.name for field in dataclasses.fields(EngineOptions))
 
 
 def build(options: dict[str, Any], link: ControlLink) -> AttentionEngine:

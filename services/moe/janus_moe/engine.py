@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from janus_kernels import ReplicaLayout
 from janus_kernels.ops import ExpertWeights
@@ -24,6 +25,8 @@ from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
 from janus_moe.gather import check, gather
 
 _PAGE = 4096
+_RETRY = int(Flag.RETRY)
+_NO_TRACE = bytes(16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +163,7 @@ class MoeEngine(CohortEngine):
                 idle = []
             frames = self._frames(active)
             head = frames[0].header
-            if head.step == self.step and head.flags & Flag.RETRY:
+            if head.step == self.step and head.flags & _RETRY:
                 expected = (self.step, layer)
             elif last:
                 return
@@ -188,14 +191,10 @@ class MoeEngine(CohortEngine):
 
     def _frames(self, members: list[int]) -> list[Frame]:
         """The next frame of each, in their order; not consumed."""
-        peek = self.inbox.peek
         started = time.perf_counter()
-        self.await_(
-            lambda: all(peek(m) is not None for m in members),
-            lambda: [m for m in members if peek(m) is None],
-        )
+        frames = self.await_frames(members, self.inbox.peek)
         self.counters.wait_seconds += time.perf_counter() - started
-        return [frame for m in members if (frame := peek(m)) is not None]
+        return frames
 
     def _pass(self, layer: int, active: list[int], frames: list[Frame]) -> None:
         started_ns, started = time.time_ns(), time.perf_counter()
@@ -213,7 +212,7 @@ class MoeEngine(CohortEngine):
         for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
             self._reply(member, header, out_TD[first:end], result.digest, elapsed_us)
         for header in headers:
-            if any(header.trace_id):
+            if header.trace_id != _NO_TRACE:
                 self.span(
                     name="moe.layer", start=started_ns, end=time.time_ns(),
                     trace=header.trace_id.hex(), parent=header.span_id.hex(),
@@ -230,15 +229,15 @@ class MoeEngine(CohortEngine):
         buffer = self._replies[member]
         self.exchange.reclaim(buffer)
         size = rows_TD.numel() * 8
-        torch.from_numpy(buffer.payload)[:size].view(torch.float64).view(rows_TD.shape).copy_(rows_TD)
+        buffer.payload[:size].view(np.float64).reshape(rows_TD.shape)[:] = rows_TD.numpy()
         header = Header(
             kind=Kind.PARTIAL, epoch=self.inbox.epoch, step=request.step, layer=request.layer,
             flags=request.flags, source=self.member, tokens=request.tokens, payload_bytes=size,
             digest=digest, elapsed_us=elapsed_us,
         )  # fmt: skip
-        # The request's buffer goes back before the reply, so that the sender always finds one posted.
-        self.exchange.pop(member)
+        # The sender waits for the reply, not for the buffer of its request: others are posted.
         self.exchange.send([member], header, buffer)
+        self.exchange.pop(member)
 
     def _notify(self, kind: Kind, members: Sequence[int], total: int) -> None:
         if self._rank != 0 or not members:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from janus_transport import Frame, Kind
 from janus_worker.lockstep import Flag, ProtocolError
 
+# A plain number: operators of IntFlag cost microseconds each, in every layer.
+_GATED = int(Flag.GATED)
+Array = np.ndarray[Any, np.dtype[Any]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """One layer's batch, tokens of all active attention workers in rank order."""
+    """One layer's batch, tokens of all active attention workers in rank order.
+
+    With a single sender the tensors are views on its frame, valid until that is consumed.
+    """
 
     x_TD: torch.Tensor
     """fp32 [T, d]"""
@@ -37,7 +47,7 @@ def check(frame: Frame, *, step: int, layer: int, layers: int, hidden: int, topk
         refuse(f"layer {header.layer}; the model has MoE layers 0..{layers - 1}")
     if (header.step, header.layer) != (step, layer):
         refuse(f"step {header.step} layer {header.layer}; expected step {step} layer {layer}")
-    gated = bool(header.flags & Flag.GATED)
+    gated = bool(header.flags & _GATED)
     if gated and header.topk != topk:
         refuse(f"{header.topk} experts per token; the model routes to {topk}")
     expected = header.tokens * (4 * hidden + (12 * topk if gated else 0))
@@ -50,27 +60,30 @@ def gather(frames: Sequence[Frame], *, hidden: int, topk: int, num_experts: int)
 
     Raises ProtocolError for expert ids outside [0, num_experts) and for a mix of gated and plain frames.
     """
-    total = sum(frame.header.tokens for frame in frames)
-    gated = bool(frames[0].header.flags & Flag.GATED)
-    x_TD = torch.empty(total, hidden)
-    ids_TK = torch.empty(total, topk, dtype=torch.int32) if gated else None
-    weights_TK = torch.empty(total, topk, dtype=torch.float64) if gated else None
-    spans = []
-    row = 0
-    for frame in frames:
-        count = frame.header.tokens
-        if bool(frame.header.flags & Flag.GATED) != gated:
-            raise ProtocolError(frame.header.source, "gates where its peers do not (or the reverse)")
-        payload = torch.from_numpy(frame.payload)
-        size = 4 * hidden * count
-        x_TD[row : row + count] = payload[:size].view(torch.float32).view(count, hidden)
-        if ids_TK is not None and weights_TK is not None:
-            middle = size + 8 * topk * count
-            ids = payload[middle : middle + 4 * topk * count].view(torch.int32).view(count, topk)
-            if count and not 0 <= int(ids.min()) <= int(ids.max()) < num_experts:
-                raise ProtocolError(frame.header.source, f"sent expert ids outside 0..{num_experts - 1}")
-            ids_TK[row : row + count] = ids
-            weights_TK[row : row + count] = payload[size:middle].view(torch.float64).view(count, topk)
-        spans.append((row, row + count))
-        row += count
-    return Gathered(x_TD=x_TD, ids_TK=ids_TK, weights_TK=weights_TK, spans=tuple(spans))
+    parts = [_views(frame, hidden, topk, num_experts) for frame in frames]
+    if len({len(part) for part in parts}) > 1:
+        odd = next(f for f, part in zip(frames, parts, strict=True) if len(part) != len(parts[0]))
+        raise ProtocolError(odd.header.source, "gates where its peers do not (or the reverse)")
+    ends = list(itertools.accumulate(frame.header.tokens for frame in frames))
+    columns = [
+        torch.from_numpy(column[0] if len(column) == 1 else np.concatenate(column))
+        for column in zip(*parts, strict=True)
+    ]
+    x_TD, weights_TK, ids_TK = columns if len(columns) == 3 else (columns[0], None, None)
+    return Gathered(
+        x_TD=x_TD, ids_TK=ids_TK, weights_TK=weights_TK, spans=tuple(zip([0, *ends], ends, strict=False))
+    )
+
+
+def _views(frame: Frame, hidden: int, topk: int, num_experts: int) -> list[Array]:
+    """Hidden states fp32 [t, d] and, gated, weights fp64 [t, k] and ids int32 [t, k], on the frame's memory."""
+    count, payload = frame.header.tokens, frame.payload
+    size = 4 * hidden * count
+    x = payload[:size].view(np.float32).reshape(count, hidden)
+    if not frame.header.flags & _GATED:
+        return [x]
+    middle = size + 8 * topk * count
+    ids = payload[middle : middle + 4 * topk * count].view(np.int32).reshape(count, topk)
+    if count and not 0 <= int(ids.min()) <= int(ids.max()) < num_experts:
+        raise ProtocolError(frame.header.source, f"sent expert ids outside 0..{num_experts - 1}")
+    return [x, payload[size:middle].view(np.float64).reshape(count, topk), ids]
