@@ -7,6 +7,8 @@ the checkpoint's size, (3) decode at several batch sizes through the gateway's g
 
 from __future__ import annotations
 
+import contextlib
+import json
 import statistics
 import threading
 import time
@@ -29,9 +31,48 @@ def processes(mesh: LocalMesh) -> list[psutil.Process]:
     return sorted((p for p in family | top if p and p.pid != psutil.Process().pid), key=lambda p: p.pid)
 
 
-def cpu_seconds(group: list[psutil.Process]) -> float:
-    """User and system time of all of them."""
-    return sum(sum(process.cpu_times()[:2]) for process in group)
+def names(mesh: LocalMesh, group: list[psutil.Process]) -> dict[int, str]:
+    """What each process is, by pid: a worker's id, its engine, redis or the supervisor."""
+    known = {service.pid: service.worker_id for service in mesh.services}
+    named = {}
+    for process in group:
+        program, parent = process.name(), known.get(process.ppid())
+        other = "redis" if "redis" in program else f"{parent} engine" if parent else "supervisor"
+        named[process.pid] = known.get(process.pid, other)
+    return named
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of all threads, from the scheduler's nanoseconds: ``times`` counts whole ticks of 10 ms."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has just ended
+            total += int(path.read_text().split()[0])
+    return total / 1e9
+
+
+def idle(mesh: LocalMesh, seconds: float) -> dict[str, float]:
+    """Share of one core that each process uses while nothing is asked of the mesh."""
+    group = processes(mesh)
+    named = names(mesh, group)
+    before = {pid: cpu_seconds(pid) for pid in named}
+    began = time.monotonic()
+    time.sleep(seconds)
+    took = time.monotonic() - began
+    shares = {name: (cpu_seconds(pid) - before[pid]) / took for pid, name in named.items()}
+    return dict(sorted(shares.items()))
+
+
+def idle_table(now: dict[str, float], before: dict[str, float], seconds: float) -> list[str]:
+    """Rows of the table of :func:`idle`, beside an earlier measurement if there is one."""
+    head = "| process | before, % of one core | now, % |" if before else "| process | % of one core |"
+    rows = [head, "| --- | --- |" + (" --- |" if before else "")]
+    for name, share in (*now.items(), (f"all {len(now)}", sum(now.values()))):
+        was = sum(before.values()) if name.startswith("all ") else before.get(name, float("nan"))
+        rows.append(f"| {name} |" + (f" {100 * was:.3f} |" if before else "") + f" {100 * share:.3f} |")
+    rows.append("")
+    rows.append(f"Nothing asked of the mesh for {seconds:.0f} s; everything that the supervisor started.")
+    return rows
 
 
 def decode(mesh: LocalMesh, batch: int, tokens: int) -> tuple[float, float]:
@@ -62,8 +103,24 @@ def decode(mesh: LocalMesh, batch: int, tokens: int) -> tuple[float, float]:
 @click.option("--experts", default=3, show_default=True)
 @click.option("--idle-s", default=20.0, show_default=True, help="Seconds to watch the idle mesh.")
 @click.option("--tokens", default=32, show_default=True, help="Tokens per stream.")
-def main(model: str, attention: int, experts: int, idle_s: float, tokens: int) -> None:
+@click.option("--idle-only", is_flag=True, help="Only the idle cost, as JSON on standard output.")
+@click.option("--before", type=click.Path(path_type=Path), help="Output of --idle-only to compare with.")
+def main(
+    model: str,
+    attention: int,
+    experts: int,
+    idle_s: float,
+    tokens: int,
+    idle_only: bool,
+    before: Path | None,
+) -> None:
     """Measure; writes results/mesh.md."""
+    if idle_only:
+        with LocalMesh(model, attention=attention, experts=experts) as mesh:
+            decode(mesh, 2 * attention, 8)
+            time.sleep(3)
+            click.echo(json.dumps(idle(mesh, idle_s), indent=1))
+        return
     weights = sum(f.stat().st_size for f in Path(model).glob("*.safetensors"))
     with LocalMesh(model, attention=attention, experts=experts) as mesh:
         decode(mesh, 2 * attention, 8)
@@ -75,10 +132,8 @@ def main(model: str, attention: int, experts: int, idle_s: float, tokens: int) -
             gap, rate = decode(mesh, batch, tokens)
             rows.append(f"| {batch} | {gap:.0f} | {rate:.1f} |")
         time.sleep(3)
+        shares = idle(mesh, idle_s)
         group = processes(mesh)
-        before = cpu_seconds(group)
-        time.sleep(idle_s)
-        idle = (cpu_seconds(group) - before) / idle_s
         engines = {"moe": [p for p in group if "janus_moe.engine_main" in p.cmdline()]}
         engines["attention"] = [p for p in group if "janus_attention.engine_main" in p.cmdline()]
         memory = []
@@ -95,7 +150,9 @@ def main(model: str, attention: int, experts: int, idle_s: float, tokens: int) -
             "",
             *rows,
             "",
-            f"Idle: {100 * idle:.2f}% of one core over all {len(group)} processes, {idle_s:.0f} s.",
+            f"Idle: {100 * sum(shares.values()):.2f}% of one core over all {len(group)} processes.",
+            "",
+            *idle_table(shares, json.loads(before.read_text()) if before else {}, idle_s),
             "",
             "| memory, MiB, summed | resident | proportional | unique |",
             "| --- | --- | --- | --- |",

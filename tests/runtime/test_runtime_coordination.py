@@ -197,6 +197,52 @@ async def test_watch_gives_the_current_one_then_later_ones_promptly(coordination
     await watch.aclose()
 
 
+async def test_a_renewal_tells_of_a_cohort_whose_event_was_lost(settings: ServiceSettings, raw: Any) -> None:
+    coordination = await Coordination.connect(dataclasses.replace(settings, lease_ttl_s=0.6))
+    keeper = await coordination.register(lease())
+    watch = coordination.watch_cohort()
+    for epoch in (1, 2):
+        following = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0.3)
+        await raw.set("{janus}:cohort", cohort(epoch).to_json())  # and no event
+        assert (await asyncio.wait_for(following, 1)) == cohort(epoch)
+    await watch.aclose()
+    await keeper.close()
+    await coordination.close()
+
+
+async def test_a_look_renews_the_office_and_sees_leases_and_cohort(
+    coordination: Coordination, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await coordination.look("s-0", 1, 5) is None
+    token = await coordination.acquire_leader("s-0", 0.5)
+    assert token is not None
+    empty = await coordination.look("s-0", token, 5)
+    assert empty is not None and empty.cohort is None and empty.leases == ()
+    assert empty.expires_s == float("inf")
+    assert await raw.pttl("{janus}:leader") > 4000
+    keepers = [await coordination.register(lease(name)) for name in ("moe-1", "moe-0", "moe-2")]
+    await coordination.publish_cohort(cohort(3), layout(1), token)
+    await raw.sadd("{janus}:workers", "moe:gone", "moe:odd")
+    await raw.set("{janus}:lease:moe:odd", b"\xff")
+    await raw.pexpire("{janus}:lease:moe:moe-1", 300)
+    for _ in range(2):
+        seen = await coordination.look("s-0", token, 5)
+        assert seen is not None and seen.cohort == cohort(3)
+        assert [x.worker_id for x in seen.leases] == ["moe-0", "moe-1", "moe-2"]
+        assert list(seen.leases) == await coordination.workers()
+        assert 0 <= seen.expires_s <= 0.3
+    assert len([r for r in caplog.records if "did not write" in r.message]) == 1
+    assert b"moe:gone" not in await raw.smembers("{janus}:workers")
+    await keepers[2].update(detail="busy")
+    seen = await coordination.look("s-0", token, 5)
+    assert seen is not None and seen.leases[2].detail == "busy"
+    await raw.delete("{janus}:leader")
+    assert await coordination.look("s-0", token, 5) is None
+    for keeper in keepers:
+        await keeper.close()
+
+
 async def test_statistics(coordination: Coordination, settings: ServiceSettings, raw: Any) -> None:
     for n in range(5):
         await coordination.report_stats("moe-0", {"steps": n, "moe_seconds": n / 3})

@@ -238,6 +238,29 @@ async def test_draining_is_a_state_of_the_lease(coordination: Coordination, read
     assert record is not None and [m.worker_id for m in record.moe] == ["moe-1", "moe-2"]
 
 
+async def test_an_expired_lease_is_seen_when_it_expires(settings: ServiceSettings, ready: Ready) -> None:
+    coordination = await Coordination.connect(dataclasses.replace(settings, lease_ttl_s=1.5))
+    p = publisher(coordination, settle_s=0.0, lease_ttl_s=60.0)  # its own rounds are seconds apart
+    running = asyncio.ensure_future(p.run())
+    keepers = [await coordination.register(ready(n)) for n in ("attention-0", "moe-0", "moe-1")]
+    await until(lambda: p.status.startswith("epoch 1"))
+    await asyncio.sleep(1.0)
+    task = keepers[2]._task
+    assert task is not None
+    task.cancel()  # as a process that was killed
+    client: Any = aioredis.Redis.from_url(settings.redis_url, protocol=2)
+    left = await client.pttl("{janus}:lease:moe:moe-1") / 1000
+    await client.aclose()
+    began = time.monotonic()
+    await until(lambda: "waiting for more MoE workers" in p.status)
+    assert left - 0.1 < time.monotonic() - began < left + 0.4
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    for keeper in keepers:
+        await keeper.close()
+    await coordination.close()
+
+
 async def until(condition: Callable[[], bool], seconds: float = 6.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():

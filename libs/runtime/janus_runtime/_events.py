@@ -15,6 +15,8 @@ log = logging.getLogger("janus.coordination")
 
 POLL_S = 5.0
 """Without any event, watchers look at Redis this often: an event can be lost with the connection."""
+LEASED_POLL_S = 60.0
+"""The same in a process that keeps a lease: each renewal brings the epoch in force, see ``wake``."""
 _RETRY_S = 1.0
 
 
@@ -61,7 +63,8 @@ class EventHub:
         finally:
             self._watchers.discard(watcher)
 
-    def _dispatch(self, text: str) -> None:
+    def wake(self, text: str) -> None:
+        """Wake those who watch for ``text``, as its event does."""
         for watcher in self._watchers:
             if not watcher.prefixes or text.startswith(watcher.prefixes):
                 watcher.wake()
@@ -81,7 +84,7 @@ class EventHub:
                     # None: block on the socket with no timer; a dead peer is seen by the ping below.
                     message = await pubsub.get_message(timeout=30.0)
                     if message is not None:
-                        self._dispatch(message["data"].decode("utf-8", "replace"))
+                        self.wake(message["data"].decode("utf-8", "replace"))
                     else:
                         await pubsub.ping()
                     end_if_cancelled()

@@ -13,18 +13,19 @@ return next
 """
 
 WRITE_LEASE = """
--- KEYS: lease, index of leases, events
+-- KEYS: lease, index of leases, events, cohort
 -- ARGV: json, ttl ms, member, index entry, event text, announce ('1'/'0')
--- Returns 1 when written, 0 when a later incarnation of the same worker id holds it.
+-- Returns the epoch in force (0: none) when written, -1 when a later incarnation of the same worker id holds it.
 local held = redis.call('GET', KEYS[1])
-if held then
+if held and held ~= ARGV[1] then
   local ok, record = pcall(cjson.decode, held)
-  if ok and type(record) == 'table' and tonumber(record.member or 0) > tonumber(ARGV[3]) then return 0 end
+  if ok and type(record) == 'table' and tonumber(record.member or 0) > tonumber(ARGV[3]) then return -1 end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[4])
 if not held or ARGV[6] == '1' then redis.call('PUBLISH', KEYS[3], ARGV[5]) end
-return 1
+local cohort = redis.call('GET', KEYS[4])
+return cohort and tonumber(string.match(cohort, '"epoch":%s*(%d+)')) or 0
 """
 
 DELETE_LEASE = """
@@ -63,6 +64,26 @@ RENEW_LEADER = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
+"""
+
+LOOK = """
+-- KEYS: leader, cohort, index of leases. ARGV: value of the office, ttl ms, prefix of the leases' keys
+-- Renews the office. Returns {0} when it is lost, else {1, cohort, then per lease: entry, json, ms to live}.
+-- Forgets leases that are gone.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {0} end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local seen = {1, redis.call('GET', KEYS[2])}
+for _, entry in ipairs(redis.call('SMEMBERS', KEYS[3])) do
+  local json = redis.call('GET', ARGV[3] .. entry)
+  if json then
+    seen[#seen + 1] = entry
+    seen[#seen + 1] = json
+    seen[#seen + 1] = redis.call('PTTL', ARGV[3] .. entry)
+  else
+    redis.call('SREM', KEYS[3], entry)
+  end
+end
+return seen
 """
 
 RESIGN_LEADER = """

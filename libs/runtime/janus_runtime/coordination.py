@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from janus_runtime import _scripts
-from janus_runtime._events import POLL_S, EventHub, Watcher
+from janus_runtime._events import LEASED_POLL_S, POLL_S, EventHub, Watcher
 from janus_runtime._redis import RedisCalls, shown_url
 from janus_runtime.errors import JanusError, StaleLeader
 from janus_runtime.lease import Keys, LeaseKeeper
@@ -41,6 +41,18 @@ class StatsSample:
     values: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What the scheduler in office sees at one moment."""
+
+    cohort: CohortRecord | None
+    """The cohort in force."""
+    leases: tuple[Lease, ...]
+    """Every live lease, by role and worker id."""
+    expires_s: float
+    """Until the first of them ends, unless it is renewed; infinity when there is none."""
+
+
 class Coordination:
     """One per process; close it last."""
 
@@ -50,6 +62,9 @@ class Coordination:
         self._ttl_s = lease_ttl_s
         self._hub = EventHub(redis, self._keys.events)
         self._complained: dict[str, str] = {}
+        self._epoch = -1
+        self._poll_s = POLL_S
+        self._parsed: dict[str, tuple[bytes, Lease | None]] = {}
 
     @classmethod
     async def connect(cls, settings: ServiceSettings, startup: Startup | None = None) -> Coordination:
@@ -86,9 +101,16 @@ class Coordination:
         """
         if lease.member == 0:
             lease = dataclasses.replace(lease, member=await self.allocate_member())
-        keeper = LeaseKeeper(self._redis, self._keys, lease, self._ttl_s)
+        keeper = LeaseKeeper(self._redis, self._keys, lease, self._ttl_s, self._heard)
         await keeper.start()
+        self._poll_s = LEASED_POLL_S
         return keeper
+
+    def _heard(self, epoch: int) -> None:
+        # An event can be lost with its connection; the next renewal of the lease then tells of the new cohort.
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._hub.wake(f"cohort {epoch}")
 
     async def workers(self, role: Role | str | None = None) -> list[Lease]:
         """Every live lease, by role and worker id; records that cannot be read are skipped and logged."""
@@ -142,7 +164,7 @@ class Coordination:
                     last = current
                     yield current
                     continue
-                await watcher.wait(POLL_S)
+                await watcher.wait(self._poll_s)
 
     def watch_events(self, *prefixes: str) -> AbstractContextManager[Watcher]:
         """``with coordination.watch_events("lease") as w: await w.wait(timeout_s)``: the next event."""
@@ -163,6 +185,28 @@ class Coordination:
         args: list[str | int | bytes] = [f"{token} {worker_id}", int(ttl_s * 1000)]
         return bool(
             await self._redis.script("renew office", _scripts.RENEW_LEADER, [self._keys.leader], args)
+        )
+
+    async def look(self, worker_id: str, token: int, ttl_s: float) -> Look | None:
+        """Renew the office and see cohort and leases, in one call; None when the office is lost."""
+        raw = await self._redis.script(
+            "look at the mesh",
+            _scripts.LOOK,
+            [self._keys.leader, self._keys.cohort, self._keys.workers],
+            [f"{token} {worker_id}", int(ttl_s * 1000), self._keys.lease_prefix],
+        )
+        if not raw[0]:
+            return None
+        found = sorted(zip(raw[2::3], raw[3::3], raw[4::3], strict=True))
+        before, self._parsed = self._parsed, {}
+        for entry, text, _ in found:
+            key = self._keys.lease(entry.decode("utf-8", "replace"))
+            same = key in before and before[key][0] == text  # most are: renewed, with nothing new
+            self._parsed[key] = before[key] if same else (text, self._parse(Lease, key, text))
+        return Look(
+            cohort=self._parse(CohortRecord, self._keys.cohort, raw[1]),
+            leases=tuple(lease for _, lease in self._parsed.values() if lease is not None),
+            expires_s=min((ms / 1000 for *_, ms in found if ms >= 0), default=float("inf")),
         )
 
     async def resign_leader(self, worker_id: str, token: int) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from janus_runtime import _scripts
@@ -37,11 +38,12 @@ class Keys:
         self.layout_prefix = f"{prefix}layout:"
         self.events = f"{prefix}events"
         self.objective = f"{prefix}objective"
+        self.lease_prefix = f"{prefix}lease:"
         self._prefix = prefix
 
     def lease(self, entry: str) -> str:
         """``entry`` is ``<role>:<worker_id>``."""
-        return f"{self._prefix}lease:{entry}"
+        return self.lease_prefix + entry
 
     def layout(self, version: int) -> str:
         return f"{self.layout_prefix}{version}"
@@ -53,8 +55,17 @@ class Keys:
 class LeaseKeeper:
     """Made by :meth:`Coordination.register`. While Redis is away changes wait and serving goes on."""
 
-    def __init__(self, redis: RedisCalls, keys: Keys, lease: Lease, ttl_s: float) -> None:
+    def __init__(
+        self,
+        redis: RedisCalls,
+        keys: Keys,
+        lease: Lease,
+        ttl_s: float,
+        on_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        """``on_epoch`` hears the cohort's epoch in force (0: none) at each renewal."""
         self._redis = redis
+        self._on_epoch = on_epoch
         self._keys = keys
         self._lease = lease
         self._ttl_s = ttl_s
@@ -153,22 +164,24 @@ class LeaseKeeper:
         async with self._lock:
             lease = self._lease
             entry = f"{lease.role}:{lease.worker_id}"
-            written = await self._redis.script(
+            epoch = await self._redis.script(
                 "write lease",
                 _scripts.WRITE_LEASE,
-                [self._keys.lease(entry), self._keys.workers, self._keys.events],
+                [self._keys.lease(entry), self._keys.workers, self._keys.events, self._keys.cohort],
                 [
                     lease.to_json(), int(self._ttl_s * 1000), lease.member, entry,
                     f"lease {entry} {lease.state}", "1" if announce else "0",
                 ],
             )  # fmt: skip
-            if not written:
+            if epoch < 0:
                 self.superseded.set()
                 log.error("%s", self._superseded_error())
                 return
             self._written = lease
             if self._lease is lease:
                 self._announce = False
+        if self._on_epoch is not None:
+            self._on_epoch(epoch)
 
     def _superseded_error(self) -> FailedPrecondition:
         return FailedPrecondition(

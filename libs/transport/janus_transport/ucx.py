@@ -41,7 +41,9 @@ _DEFAULTS = {
 _CPU_TLS = "shm,tcp"
 _TAG_KIND = 0x4A4E5331 << 32
 """High half of every tag: "JNS1". The low half is the sender's member number."""
-_SLEEP_S = 0.5
+_SLEEP_S = 5.0
+"""UCX's keepalive wakes a sleeper each second by itself; more of our own would only cost an idle mesh."""
+_SLEEP_RETIRED_S = 0.5
 _RETIRE_S = 1.0
 _STUCK_S = 0.05
 _STUCK_LAME_S = 0.001
@@ -236,7 +238,8 @@ class UcxTransport(Transport):
                 return True
             if armed:
                 stuck_since = 0.0
-                events = sleeper.poll(math.ceil(min(deadline - now, _SLEEP_S) * 1000))
+                longest = _SLEEP_RETIRED_S if self._retired else _SLEEP_S
+                events = sleeper.poll(math.ceil(min(deadline - now, longest) * 1000))
             else:
                 stuck_since = stuck_since or now
                 if now - stuck_since < (_STUCK_LAME_S if self._lame() else _STUCK_S):

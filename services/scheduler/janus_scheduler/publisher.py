@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from janus_runtime.coordination import Coordination
+from janus_runtime.coordination import Coordination, Look
 from janus_runtime.errors import JanusError, StaleLeader
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease
 
@@ -16,7 +16,10 @@ from janus_scheduler.placement import layers_round_robin
 log = logging.getLogger("janus.scheduler")
 
 ROUND_S = 1.0
-"""Leases are looked at this often without an event: one that expires makes none."""
+"""Without an event it looks this often while something is awaited."""
+QUIET_S = 5.0
+"""And at least this often while nothing is, see :meth:`Publisher._quiet`."""
+_EXPIRY_SLACK_S = 0.02
 
 
 class Publisher:
@@ -54,7 +57,7 @@ class Publisher:
         return self._token is not None
 
     async def run(self) -> None:
-        """Look, decide, publish; at each event of a worker's lease and once a second."""
+        """Look, decide, publish: at each event of a worker's lease, and when one may have expired."""
         with self._coordination.watch_events("lease attention:", "lease moe:", "cohort") as watcher:
             while True:
                 try:
@@ -71,12 +74,13 @@ class Publisher:
 
     async def round(self, now: float) -> float:
         """One look; returns the seconds until the next one is due. ``now`` is monotonic."""
-        if not await self._take_or_keep_office():
+        look = await self._look()
+        if look is None:
             await self._remember()
             await self._say(f"standing by for {await self._coordination.leader() or 'the office'}")
             return ROUND_S
-        await self._restore()
-        leases = await self._coordination.workers()
+        await self._restore(look.cohort)
+        leases = look.leases
         # A cohort whose layout cannot be read is of no use to anyone: form another.
         previous = self.cohort if self.layout is not None else None
         decision = decide(leases, previous, self._rules, patient=now < self._blind_until)
@@ -84,7 +88,8 @@ class Publisher:
         if isinstance(decision, Keep):
             self._settler.remaining(None, now)
             await self._say(self._describe())
-        elif isinstance(decision, Wait):
+            return self._quiet(look, now)
+        if isinstance(decision, Wait):
             self._settler.remaining(None, now)
             await self._say("; ".join((decision.reason, *decision.refused)))
         else:
@@ -102,15 +107,24 @@ class Publisher:
             token, self._token = self._token, None
             await self._coordination.resign_leader(self._worker_id, token)
 
-    async def _take_or_keep_office(self) -> bool:
+    def _quiet(self, look: Look, now: float) -> float:
+        """Seconds that nothing can happen without an event: a lease that expires makes none, nor does the office."""
+        if now < self._blind_until:
+            return ROUND_S
+        return min(QUIET_S, self._lease_ttl_s / 3, look.expires_s + _EXPIRY_SLACK_S)
+
+    async def _look(self) -> Look | None:
+        """Renew the office, or take it when it is free, and see what there is; None while another has it."""
         if self._token is not None:
-            if await self._coordination.renew_leader(self._worker_id, self._token, self._lease_ttl_s):
-                return True
+            look = await self._coordination.look(self._worker_id, self._token, self._lease_ttl_s)
+            if look is not None:
+                return look
             self._lose_office()
         self._token = await self._coordination.acquire_leader(self._worker_id, self._lease_ttl_s)
-        if self._token is not None:
-            log.info("in office, fencing token %d", self._token)
-        return self._token is not None
+        if self._token is None:
+            return None
+        log.info("in office, fencing token %d", self._token)
+        return await self._coordination.look(self._worker_id, self._token, self._lease_ttl_s)
 
     def _lose_office(self) -> None:
         if self._token is not None:
@@ -129,10 +143,9 @@ class Publisher:
             self.cohort = record
             self.layout = await self._coordination.layout(record.layout_version)
 
-    async def _restore(self) -> None:
-        """In office: take over what is published; publish again what Redis has lost."""
+    async def _restore(self, record: CohortRecord | None) -> None:
+        """In office: take over ``record``, what is published; publish again what Redis has lost."""
         assert self._token is not None
-        record = await self._coordination.cohort()
         if record is None and self.cohort is not None and self.layout is not None:
             log.warning("Redis has lost the cohort: publishing epoch %d again", self.cohort.epoch)
             self._lose_sight()
