@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from janus_models.config import load_config, parse_config
 from janus_models.errors import ConfigError
-from janus_models.specs import SharedSpec
+from janus_models.specs import LatentSpec, RouterSpec, SharedSpec
 
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",
@@ -35,6 +35,25 @@ QWEN: dict[str, Any] = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
 }
+
+
+DEEPSEEK: dict[str, Any] = {
+    "model_type": "deepseek_v2",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "head_dim": 8,
+}
+DEEPSEEK3 = {**DEEPSEEK, "model_type": "deepseek_v3"}
 
 
 def parse(base: dict[str, Any], **changes: Any) -> Any:
@@ -69,6 +88,74 @@ def test_qwen2_moe_shared_expert_biases_and_windows() -> None:
     with pytest.raises(ConfigError, match=r"layer_types.*a list of 6 of sliding_attention, full_attention"):
         parse(base, **sliding, layer_types=["chunked_attention"] * 6)
     assert not parse(base, qkv_bias=False).biases
+
+
+def test_olmoe() -> None:
+    base = {**MIXTRAL, "model_type": "olmoe", "num_experts": 8, "num_local_experts": None}
+    config = parse(base, clip_qkv=8.0)
+    assert config.clip_qkv == 8.0 and config.family.qk_norm == "row" and config.norm_eps == 1e-5
+    assert not config.moe.router.renormalize and config.moe.expert_hidden == 96 and not config.biases
+    assert parse(base).clip_qkv is None
+
+
+def test_deepseek_v2() -> None:
+    config = parse(DEEPSEEK, first_k_dense_replace=1, attention_bias=True)
+    assert config.latent == LatentSpec(rank=32, query_rank=1536, plain_dim=16, rope_dim=8, value_dim=12)
+    assert config.head_dim == 24 and config.rope_dim == 8 and config.kv_values_per_token == 4 * 40
+    assert config.moe_layers == (1, 2, 3) and config.moe.shared == SharedSpec(hidden=96)
+    assert config.moe.router == RouterSpec(renormalize=False) and config.biases == {"q_a", "kv_a", "o"}
+    direct = parse(DEEPSEEK, q_lora_rank=None, n_shared_experts=None)
+    assert direct.latent.query_rank is None and direct.moe.shared is None
+    grouped = {
+        "topk_method": "group_limited_greedy",
+        "n_group": 8,
+        "topk_group": 3,
+        "routed_scaling_factor": 16.0,
+    }
+    assert parse(DEEPSEEK, **grouped).moe.router == RouterSpec(
+        renormalize=False, scale=16.0, groups=8, groups_kept=3, group_score="max"
+    )
+
+
+def test_deepseek_v3() -> None:
+    config = parse(DEEPSEEK3, rope_interleave=False, scoring_func="sigmoid", topk_method="noaux_tc")
+    assert config.moe.router == RouterSpec(
+        scoring="sigmoid", scale=2.5, groups=8, groups_kept=4, group_score="top2"
+    )
+    assert config.latent is not None and not config.latent.interleaved and config.moe_layers == (3,)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "field"),
+    [
+        (DEEPSEEK, {"topk_method": "noaux_tc"}, "topk_method"),
+        (DEEPSEEK, {"topk_method": "group_limited_greedy", "n_group": 5, "topk_group": 3}, "n_group"),
+        (DEEPSEEK, {"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 9}, "topk_group"),
+        (
+            DEEPSEEK,
+            {"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 1},
+            "num_experts_per_tok",
+        ),
+        (DEEPSEEK, {"topk_method": "group_limited_greedy"}, "n_group"),
+        (DEEPSEEK, {"scoring_func": "sigmoid"}, "scoring_func"),
+        (DEEPSEEK, {"mlp_bias": True}, "mlp_bias"),
+        (DEEPSEEK, {"moe_layer_freq": 2}, "moe_layer_freq"),
+        (DEEPSEEK, {"kv_lora_rank": None}, "kv_lora_rank"),
+        (DEEPSEEK, {"q_lora_rank": 0}, "q_lora_rank"),
+        (DEEPSEEK, {"qk_rope_head_dim": 7}, "qk_rope_head_dim"),
+        (DEEPSEEK, {"first_k_dense_replace": 4}, "num_hidden_layers"),
+        (DEEPSEEK3, {"topk_method": "greedy"}, "topk_method"),
+        (DEEPSEEK3, {"scoring_func": "softmax"}, "scoring_func"),
+        (DEEPSEEK3, {"n_group": 16, "topk_group": 16}, "n_group"),
+        (DEEPSEEK3, {"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type"),
+        ({**QWEN, "model_type": "olmoe"}, {"clip_qkv": -1.0}, "clip_qkv"),
+        ({**QWEN, "model_type": "olmoe"}, {"hidden_act": "gelu"}, "hidden_act"),
+    ],
+)
+def test_bad_fields_of_families_are_named(base: dict[str, Any], changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=r"allowed|missing") as caught:
+        parse(base, **changes)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -127,13 +214,13 @@ def test_every_layer_dense_is_refused() -> None:
         parse(QWEN, mlp_only_layers=list(range(6)))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_oss"])
 def test_unknown_family_lists_the_supported_ones(model_type: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(MIXTRAL, model_type=model_type)
     supported = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v2", "deepseek_v3", "gpt_oss")
     assert all(name in str(caught.value) for name in supported)
-    assert ("planned" in str(caught.value)) == (model_type == "deepseek_v3")
+    assert ("planned" in str(caught.value)) == (model_type == "gpt_oss")
 
 
 def test_absent_and_malformed_files(tmp_path: Path) -> None:

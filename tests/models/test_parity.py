@@ -70,6 +70,17 @@ def test_a_stream_does_not_depend_on_its_neighbours_or_chunks(tiny: Callable[...
     assert [LocalModel(directory).generate([prompt], 24, chunk=5)[0] for prompt in batch] == together
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_not_one_bit_depends_on_the_neighbours(tiny: Callable[..., Path], family: str) -> None:
+    model, batch = LocalModel(tiny(family)), prompts(7, (3, 21, 50))
+    sequences = [model.new_sequence(prompt) for prompt in batch]
+    together = model.step([(s, len(s.ids)) for s in sequences]).split([len(p) for p in batch])
+    for prompt, rows in zip(batch, together, strict=True):
+        alone = model.new_sequence(prompt)
+        first, rest = len(prompt) // 3, len(prompt) - len(prompt) // 3
+        assert torch.equal(torch.cat([model.step([(alone, first)]), model.step([(alone, rest)])]), rows)
+
+
 def test_stop_ids_end_a_stream(tiny: Callable[..., Path]) -> None:
     directory, (prompt,) = tiny(), prompts(4, (9,))
     free = LocalModel(directory).generate([prompt], 20)[0]

@@ -70,3 +70,82 @@ VARIANTS |= {
     },
     "qwen2-yarn-bfloat16": {"family": "qwen2_moe", "seed": 3, "rope_parameters": YARN, "dtype": "bfloat16"},
 }
+VARIANTS |= {
+    "olmoe": {"family": "olmoe"},
+    "olmoe-clip-norm": {"family": "olmoe", "seed": 1, "clip_qkv": 0.8, "norm_topk_prob": True},
+    "olmoe-bias-yarn": {
+        "family": "olmoe",
+        "seed": 2,
+        "attention_bias": True,
+        "rope_parameters": YARN,
+        "num_experts_per_tok": 4,
+        "num_key_value_heads": 4,
+    },
+    "olmoe-float16": {"family": "olmoe", "seed": 3, "dtype": "float16", "clip_qkv": 2.0},
+}
+MSCALE = {**YARN, "mscale": 0.707, "mscale_all_dim": 0.9}
+VARIANTS |= {
+    "deepseek2": {"family": "deepseek_v2"},
+    "deepseek2-direct-query-scaled": {
+        "family": "deepseek_v2",
+        "seed": 1,
+        "q_lora_rank": None,
+        "routed_scaling_factor": 1.7,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 1,
+    },
+    "deepseek2-groups": {
+        "family": "deepseek_v2",
+        "seed": 2,
+        "topk_method": "group_limited_greedy",
+        "num_experts": 16,
+        "n_group": 8,
+        "topk_group": 3,
+        "num_experts_per_tok": 4,
+    },
+    "deepseek2-yarn": {"family": "deepseek_v2", "seed": 3, "rope_parameters": MSCALE, "norm_topk_prob": True},
+    "deepseek2-yarn-direct-bias": {
+        "family": "deepseek_v2",
+        "seed": 4,
+        "q_lora_rank": None,
+        "attention_bias": True,
+        "rope_parameters": YARN,
+    },
+    "deepseek2-bfloat16": {
+        "family": "deepseek_v2",
+        "seed": 5,
+        "dtype": "bfloat16",
+        "rope_parameters": MSCALE,
+    },
+}
+VARIANTS |= {
+    "deepseek3": {"family": "deepseek_v3"},
+    "deepseek3-yarn-no-norm": {
+        "family": "deepseek_v3",
+        "seed": 1,
+        "rope_parameters": MSCALE,
+        "norm_topk_prob": False,
+        "num_experts_per_tok": 3,
+    },
+    "deepseek3-direct-query-halves": {
+        "family": "deepseek_v3",
+        "seed": 2,
+        "q_lora_rank": None,
+        "rope_interleave": False,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 0,
+        "num_hidden_layers": 2,
+    },
+    "deepseek3-bias-many-experts": {
+        "family": "deepseek_v3",
+        "seed": 3,
+        "attention_bias": True,
+        "num_experts": 32,
+        "n_group": 8,
+        "topk_group": 3,
+        "num_experts_per_tok": 6,
+        "n_shared_experts": 2,
+    },
+    "deepseek3-float16": {"family": "deepseek_v3", "seed": 4, "dtype": "float16"},
+}

@@ -53,13 +53,14 @@ def inspect_checkpoint(directory: Path) -> dict[str, Any]:
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
     moe = config.moe
     per_expert = experts // max(1, moe.num_experts * len(config.moe_layers))
-    kv_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    latent, shared = config.latent, moe.shared
     return {
         "directory": str(directory),
         "model_type": config.model_type,
         "layers": config.num_layers,
         "moe_layers": len(config.moe_layers),
         "hidden": config.hidden,
+        "attention": f"latent, {latent.rank} + {latent.rope_dim} per token" if latent else "grouped-query",
         "heads": config.num_heads,
         "kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
@@ -68,13 +69,14 @@ def inspect_checkpoint(directory: Path) -> dict[str, Any]:
         "experts": moe.num_experts,
         "experts_per_token": moe.top_k,
         "expert_hidden": moe.expert_hidden,
+        "shared_expert_hidden": shared.hidden if shared else 0,
         "dtype": config.checkpoint_dtype,
         "tensors": len(sizes),
         "bytes": total,
         "attention_worker_bytes": total - experts,
         "expert_bytes": experts,
         "bytes_per_expert": per_expert,
-        "kv_bytes_per_token_float32": kv_values * 4,
+        "kv_bytes_per_token_float32": 4 * config.kv_values_per_token,
         "fingerprint": fingerprint(directory, "float32"),
     }
 
