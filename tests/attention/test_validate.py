@@ -20,6 +20,10 @@ def request(prompt: list[int], resumed: list[int] | None = None, **sampling: Any
     )
 
 
+def choices(*texts: str) -> Any:
+    return common_pb2.Guide(choice=common_pb2.TextChoices(texts=texts))
+
+
 @pytest.mark.parametrize(
     ("bad", "field"),
     [
@@ -43,6 +47,16 @@ def request(prompt: list[int], resumed: list[int] | None = None, **sampling: Any
         (request([1], temperature=0, repetition_penalty=0), "sampling.repetition_penalty"),
         (request([1], temperature=0, frequency_penalty=2.5), "sampling.frequency_penalty"),
         (request([1], temperature=0, presence_penalty=float("nan")), "sampling.presence_penalty"),
+        (request([1], temperature=0, guide=common_pb2.Guide()), "sampling.guide"),
+        (request([1], temperature=0, guide=common_pb2.Guide(json_object=False)), "sampling.guide"),
+        (request([1], temperature=0, guide=common_pb2.Guide(regex="")), "sampling.guide.regex"),
+        (
+            request([1], temperature=0, guide=common_pb2.Guide(grammar="x" * 300_000)),
+            "sampling.guide.grammar",
+        ),
+        (request([1], temperature=0, guide=choices()), "sampling.guide.choice"),
+        (request([1], temperature=0, guide=choices("a", "")), "sampling.guide.choice"),
+        (request([1], temperature=0, guide=choices(*["a"] * 1025)), "sampling.guide.choice"),
         (request([1], temperature=0, logit_bias={100: 1}), "sampling.logit_bias"),
         (request([1], temperature=0, logit_bias={5: -100.5}), "sampling.logit_bias[5]"),
     ],

@@ -224,3 +224,26 @@ def test_answers_are_told_apart_by_their_index() -> None:
     assert (first.text, first.token_ids, first.finish_reason) == ("ab", (1, 2), "stop")
     assert (second.text, second.token_ids, second.finish_reason) == ("xy", (5, 6), "length")
     assert first.usage == second.usage == usage
+
+
+def test_guides_reach_the_wire(gateway: Any) -> None:
+    schema = {"type": "object"}
+    with JanusClient(gateway.address) as client:
+        for options in (
+            {"json_object": True}, {"json_schema": schema}, {"json_schema": '{"type": "object"}'},
+            {"regex": "a+"}, {"grammar": 'start: "a"'}, {"choice": ["a", "b"]}, {"json_object": False},
+        ):  # fmt: skip
+            client.generate("x", **options).result()  # type: ignore[arg-type]
+        for field, options in (
+            ("choice", {"regex": "a", "choice": ["b"]}), ("regex", {"regex": 5}),
+            ("json_schema", {"json_schema": {"a": object()}}), ("choice", {"choice": [5]}),
+        ):  # fmt: skip
+            with pytest.raises(janus_client.InvalidRequestError) as caught:
+                client.generate("x", **options)  # type: ignore[arg-type]
+            assert caught.value.field == field
+    guides = [request.sampling.guide for request in gateway.requests]
+    assert [g.WhichOneof("kind") for g in guides] == [
+        "json_object", "json_schema", "json_schema", "regex", "grammar", "choice", None,
+    ]  # fmt: skip
+    assert guides[1].json_schema == guides[2].json_schema == '{"type": "object"}'
+    assert list(guides[5].choice.texts) == ["a", "b"]

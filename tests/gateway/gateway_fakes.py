@@ -17,6 +17,7 @@ from janus_gateway.config import GatewaySettings
 from janus_models.tiny import write_tokenizer
 from janus_models.tokenizer import Tokenizer
 from janus_runtime.coordination import Coordination
+from janus_runtime.errors import JanusError
 from janus_runtime.lease import LeaseKeeper
 from janus_runtime.records import CohortMember, CohortRecord, LayoutRecord, Lease, Role, WorkerState
 from janus_runtime.redis_server import RedisServer
@@ -69,6 +70,8 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
     fail_after: int | None = None
     """Tokens after which a call fails with ``failure``."""
     failure: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
+    refusal: JanusError | None = None
+    """What every call is refused with."""
     hang: bool = False
     bare_finish: bool = False
     """The finish reason comes in a response of its own, after the last token's."""
@@ -98,6 +101,8 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata() or ()))
         params = request.sampling
+        if self.refusal is not None:
+            await context.abort(self.refusal.code, str(self.refusal), self.refusal.trailing_metadata())
         assert not params.stop, "stop strings are the gateway's"
         assert params.temperature == 0 or params.HasField("seed")
         self.active += 1

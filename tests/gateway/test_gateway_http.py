@@ -9,6 +9,8 @@ import httpx
 import openai
 import pytest
 from gateway_fakes import CONTEXT, EOS, Mesh, token_rule
+from janus_client import AsyncJanusClient, InvalidRequestError
+from janus_runtime.errors import InvalidArgument
 from janus_wire.v1 import common_pb2
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(30)]
@@ -136,6 +138,64 @@ async def test_penalties_and_bias_reach_the_worker(served: Mesh) -> None:
     params = served.workers[0].requests[0].sampling
     assert (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.5, -1.5, 1.25)
     assert dict(params.logit_bias) == {7: -100.0, 9: 2.0}
+
+
+SCHEMA = {"type": "object", "properties": {"é": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "value"),
+    [
+        ({"response_format": {"type": "text"}}, None, None),
+        ({"response_format": {"type": "json_object"}}, "json_object", True),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
+                }
+            },
+            "json_schema",
+            SCHEMA,
+        ),
+        ({"guided_json": SCHEMA}, "json_schema", SCHEMA),
+        ({"guided_json": json.dumps(SCHEMA)}, "json_schema", SCHEMA),
+        ({"guided_regex": "[ab]+"}, "regex", "[ab]+"),
+        ({"guided_grammar": 'start: "a"'}, "grammar", 'start: "a"'),
+        ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"]),
+    ],
+)
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_guides_reach_the_worker(served: Mesh, path: str, fields: Any, kind: Any, value: Any) -> None:
+    body = CHAT if path.startswith("chat") else COMPLETION
+    answer = await post(served, path, {**body, **fields, "max_tokens": 2})
+    assert answer.status_code == 200, answer.text
+    params = served.workers[0].requests[0].sampling
+    assert params.HasField("guide") == (kind is not None)
+    assert params.guide.WhichOneof("kind") == kind
+    if kind:
+        found: Any = getattr(params.guide, kind)
+        found = list(found.texts) if kind == "choice" else found
+        assert (json.loads(found) if kind == "json_schema" else found) == value
+
+
+async def test_a_guide_that_the_worker_refuses_names_the_clients_field(served: Mesh) -> None:
+    served.workers[0].refusal = InvalidArgument(
+        "cannot be followed: why", field="sampling.guide", reason="BAD_GUIDE"
+    )
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    for fields, name in (
+        ({"response_format": schema}, "response_format.json_schema.schema"),
+        ({"guided_regex": "("}, "guided_regex"),
+    ):
+        answer = await post(served, "chat/completions", {**CHAT, **fields})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, name, "bad_guide")
+        assert error["message"] == f"{name}: cannot be followed: why"
+    async with AsyncJanusClient(served.grpc) as client:
+        with pytest.raises(InvalidRequestError) as caught:
+            await client.generate("x", regex="(").result()
+    assert caught.value.field == "sampling.guide"
 
 
 async def test_two_requests_without_a_seed_differ(served: Mesh) -> None:
@@ -343,7 +403,15 @@ BAD: list[tuple[str, Any, str | None, str]] = [
     ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 30}, "top_logprobs", "0..20"),
     ("chat/completions", {**CHAT, "logprobs": 3}, "logprobs", "boolean"),
     ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, "tools", "not supported"),
-    ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ("chat/completions", {**CHAT, "response_format": "json"}, "response_format.type", "json_object"),
+    ("chat/completions", {**CHAT, "response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+    ("chat/completions", {**CHAT, "response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),
+    ("chat/completions", {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+     "response_format.json_schema.schema", "an object"),
+    ("completions", {**COMPLETION, "guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "contradicts"),
+    ("completions", {**COMPLETION, "guided_regex": 5}, "guided_regex", "string"),
+    ("completions", {**COMPLETION, "guided_choice": "b"}, "guided_choice", "array"),
+    ("completions", {**COMPLETION, "guided_json": [5]}, "guided_json", "an object"),
     ("chat/completions", [1, 2], "body", "object"),
     ("chat/completions", b"{", None, "JSON"),
     ("chat/completions", b"", None, "JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,13 @@ _NUMBERS = (
     "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs",
     "repetition_penalty", "frequency_penalty", "presence_penalty",
 )  # fmt: skip
+_GUIDES = {
+    "json_object": "true",
+    "json_schema": "JSON, as text or as a mapping",
+    "regex": "text",
+    "grammar": "text",
+    "choice": "texts",
+}
 _FINISH: dict[int, FinishReason] = {
     common_pb2.FINISH_REASON_STOP: "stop",
     common_pb2.FINISH_REASON_LENGTH: "length",
@@ -100,12 +108,32 @@ def generate_request(options: Mapping[str, Any]) -> generation_pb2.GenerateReque
             _put(partial(setattr, sampling, name), name, options[name], "a number that fits its type")
     bias = options.get("logit_bias") or {}
     _put(sampling.logit_bias.update, "logit_bias", bias, "token ids with numbers")
+    _put_guide(sampling, options)
     request = generation_pb2.GenerateRequest(
         sampling=sampling, request_id=options.get("request_id", ""), model=options.get("model", "")
     )
     if options.get("n") is not None:
         _put(partial(setattr, request, "n"), "n", options["n"], "a number that fits its type")
     return request
+
+
+def _put_guide(sampling: common_pb2.SamplingParams, options: Mapping[str, Any]) -> None:
+    given = [name for name in _GUIDES if options.get(name) not in (None, False)]
+    if len(given) > 1:
+        raise _wrong(given[1], options[given[1]], f"nothing beside {given[0]}: one guide for an answer")
+    for name in given:
+        value = options[name]
+        if name == "choice":
+            put: Callable[[Any], None] = sampling.guide.choice.texts.extend
+            value = [value] if isinstance(value, str) else value
+        else:
+            put = partial(setattr, sampling.guide, name)
+            if name == "json_schema" and not isinstance(value, str):
+                try:
+                    value = json.dumps(value)
+                except (TypeError, ValueError) as error:
+                    raise _wrong(name, value, "JSON, as text or as a mapping") from error
+        _put(put, name, value, _GUIDES[name])
 
 
 def _put(put: Callable[[Any], None], name: str, value: object, allowed: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
@@ -47,6 +47,16 @@ class Options(TypedDict, total=False):
     """-2 to 2, once, for a token that is in the answer."""
     logit_bias: Mapping[int, float] | None
     """Token id to what is added to its logit, -100 to 100."""
+    json_object: bool
+    """The answer is a JSON object. At most one of this and the next four."""
+    json_schema: str | Mapping[str, Any] | None
+    """The answer is JSON that this schema allows."""
+    regex: str | None
+    """The answer matches this from end to end."""
+    grammar: str | None
+    """The answer is derived from the rule ``start`` of this grammar, in Lark's syntax."""
+    choice: Sequence[str] | None
+    """The answer is one of these texts."""
     n: int | None
     """Independent answers; chunks have their ``index``, and :meth:`Stream.results` puts them together."""
     request_id: str

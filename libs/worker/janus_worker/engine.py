@@ -40,6 +40,8 @@ class CohortEngine(abc.ABC):
         self.cohort: EngineCohort | None = None
         self.step = 0
         self.asleep = True
+        self.wake_fds = [link.fileno()]
+        """What ends a wait when readable, for :meth:`intake` to look at."""
         self._link = link
         self._stall_s = stall_s
         self._announced: Message | None = None
@@ -148,7 +150,7 @@ class CohortEngine(abc.ABC):
             deadline = time.monotonic() + (_FOREVER_S if quiet else self._stall_s)
             try:
                 if self.exchange.wait(
-                    ready, deadline=deadline, waiting_for=waiting_for, wake_fds=[self._link.fileno()]
+                    ready, deadline=deadline, waiting_for=waiting_for, wake_fds=self.wake_fds
                 ):
                     if stalled:
                         self._link.send({"t": "resumed"})

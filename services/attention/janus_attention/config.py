@@ -20,5 +20,7 @@ class AttentionSettings(WorkerSettings):
     """Most sequences in the batch."""
     max_waiting: int = setting(1024, minimum=1)
     """Most sequences queued; beyond it a request is refused with RESOURCE_EXHAUSTED."""
+    guide_timeout_s: float = setting(10.0, minimum=0.1, maximum=600)
+    """A guide (schema, regex, grammar) that is not compiled by then is refused."""
     trace_every: int = setting(32, minimum=0)
     """Of a traced request's decode steps, every n-th is recorded with its layers; 0: none."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from janus_models.decoder import AttentionModel
 from janus_models.experts import ExpertModel
+from janus_models.generation import end_ids
 from janus_transport import Header, Kind, Transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
@@ -19,6 +20,8 @@ from janus_worker.lockstep import EngineCohort
 from janus_attention.batch import build
 from janus_attention.batcher import Batcher, BlockPool, Piece
 from janus_attention.forward import Forward, StepCounters
+from janus_attention.guide import FIELD, Guide, GuideError
+from janus_attention.guide_compiler import GuideCompiler
 from janus_attention.sampler import BadLogits, Chosen, choose
 from janus_attention.sequence import Finish, Sampling, Sequence, Trace
 
@@ -78,6 +81,8 @@ class AttentionEngine(CohortEngine):
         kv = model.new_kv_cache(blocks, options.block_size)
         self._forward = Forward(model, routers, kv, self, self.counters)
         self._note = self.exchange.allocate()
+        self.guides = GuideCompiler(config.directory, config.vocab_size, end_ids(config))
+        self.wake_fds.append(self.guides.wake_fd)
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -115,7 +120,42 @@ class AttentionEngine(CohortEngine):
         )  # fmt: skip
         self._sequences[seq.id] = seq
         self.counters.requests += 1
-        self.batcher.add(seq)
+        if seq.sampling.guide is None:
+            self.batcher.add(seq)
+        else:
+            self.guides.submit(seq.id, seq.sampling.guide, body["resumed"])
+
+    def intake(self) -> None:
+        for number, guide in self.guides.ready():
+            if (seq := self._sequences.get(number)) is not None:
+                self._guided(seq, guide)
+        super().intake()
+
+    def _guided(self, seq: Sequence, guide: Guide | GuideError) -> None:
+        """Queue a sequence whose guide is ready, unless it is no good or already at its end."""
+        items: list[dict[str, Any]] = [{"id": seq.id}]
+        if isinstance(guide, GuideError):
+            self._fail(seq, guide, items[0])
+        else:
+            seq.guide = guide
+            items[0]["ready"] = True
+            if guide.ended:
+                items.append(self._complete(seq))
+            else:
+                self.batcher.add(seq)
+        self.tell({"t": "tokens", "items": items})
+
+    def _complete(self, seq: Sequence) -> dict[str, Any]:
+        """The end of a guide: in an item of its own, since the last token's text belongs to the answer."""
+        item: dict[str, Any] = {"id": seq.id}
+        self._end(seq, Finish.STOP, item)
+        return item
+
+    def _fail(self, seq: Sequence, error: BadLogits | GuideError, item: dict[str, Any]) -> None:
+        item["error"] = str(error)
+        if isinstance(error, GuideError):
+            item["field"] = FIELD
+        self._end(seq, Finish.ERROR, item)
 
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         rank = next((r for r, peer in enumerate(cohort.attention) if peer.member == self.member), None)
@@ -231,21 +271,24 @@ class AttentionEngine(CohortEngine):
             item: dict[str, Any] = {"id": seq.id}
             try:
                 chosen = choose(seq, logits_NV[row])
-            except BadLogits as error:
-                item["error"] = str(error)
-                self._end(seq, Finish.ERROR, item)
-            else:
                 self._append(seq, chosen, item)
+            except (BadLogits, GuideError) as error:
+                self._fail(seq, error, item)
+            else:
                 if seq.want_logits:
                     blobs.append(logits_NV[row].numpy().tobytes())
                     item["logits"] = len(blobs[-1])
             items.append(item)
+            if "finish" not in item and seq.guide is not None and seq.guide.ended:
+                items.append(self._complete(seq))
             row += 1
         if items:
             self.tell({"t": "tokens", "items": items}, b"".join(blobs))
 
     def _append(self, seq: Sequence, chosen: Chosen, item: dict[str, Any]) -> None:
         now = time.time_ns()
+        if seq.guide is not None:
+            seq.guide.accept([chosen.token])
         item["token"] = chosen.token
         item["index"] = seq.generated
         if chosen.logprob is not None:

@@ -34,8 +34,14 @@ def build(options: dict[str, Any], link: ControlLink) -> AttentionEngine:
     routers = ExpertModel(config, checkpoint, options["dtype"])
     say(f"transport {options['transport']}")
     transport = create_transport(options["transport"], member=options["member"])
-    engine_options = EngineOptions(**{name: options[name] for name in _ENGINE_FIELDS})
-    return AttentionEngine(model, routers, transport, link, member=options["member"], options=engine_options)
+    fields = {name: options[name] for name in _ENGINE_FIELDS}
+    engine_options = EngineOptions(**fields)
+    engine = AttentionEngine(
+        model, routers, transport, link, member=options["member"], options=engine_options
+    )
+    say("tokenizer for guided output")
+    engine.guides.prepare()
+    return engine
 
 
 if __name__ == "__main__":

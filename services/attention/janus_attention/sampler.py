@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from janus_kernels.ops import add_bias, forbid, penalize, sample
+from janus_kernels.ops import add_bias, allow, forbid, penalize, sample
 
 from janus_attention.sequence import Sequence
 
 
 class BadLogits(ArithmeticError):
-    """The logits are not finite: this request fails, the others go on."""
+    """The logits are not finite, or none is left to choose from: this request fails, the others go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def choose(seq: Sequence, logits_V: torch.Tensor) -> Chosen:
     in its batch, and goes on the same on another worker. In this order: penalties, bias, what is forbidden,
     temperature, top_k, min_p and top_p. Log probabilities are those of the raw logits.
 
-    Raises BadLogits when the logits have NaN or no finite value.
+    Raises BadLogits when the logits have NaN or no finite value, GuideError when the guide grew too complex.
     """
     sampling = seq.sampling
     top = float(logits_V.max())
@@ -64,6 +64,16 @@ def _allowed(seq: Sequence, logits_V: torch.Tensor) -> torch.Tensor:
     if sampling.logit_bias:
         ids, values = zip(*sampling.logit_bias, strict=True)
         logits_V = add_bias(logits_V, torch.tensor(ids, device=device), torch.tensor(values, device=device))
+    if seq.guide is not None:
+        logits_V = allow(logits_V, seq.guide.allowed())
+        if not _any_left(logits_V):
+            raise BadLogits("the guide allows only tokens that the model gives no probability")
     if seq.generated < sampling.min_tokens and sampling.stop_token_ids:
-        logits_V = forbid(logits_V, torch.tensor(sorted(sampling.stop_token_ids), device=device))
+        later_V = forbid(logits_V, torch.tensor(sorted(sampling.stop_token_ids), device=device))
+        if seq.guide is None or _any_left(later_V):  # a guide that can only end, ends
+            logits_V = later_V
     return logits_V
+
+
+def _any_left(logits_V: torch.Tensor) -> bool:
+    return bool(logits_V.max() > float("-inf"))

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from janus_attention.guide import Guide
 from janus_attention.history import TokenHistory
 
 
@@ -39,6 +40,8 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Distinct token ids, each with what is added to its logit."""
+    guide: dict[str, Any] | None = None
+    """What the output must be: ``kind``, and its ``text`` or ``texts`` (janus.v1.Guide)."""
 
     @property
     def greedy(self) -> bool:
@@ -85,6 +88,8 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     history: TokenHistory = field(default_factory=TokenHistory)
     """Only kept up to date while penalties need it."""
+    guide: Guide | None = None
+    """State after all of ``tokens``; set before the sequence is queued, when ``sampling.guide`` is."""
     cancelled: bool = False
     arrived_ns: int = field(default_factory=time.time_ns)
     started_ns: int = 0
@@ -106,6 +111,8 @@ class Sequence:
         sampling = self.sampling
         if token in sampling.stop_token_ids and self.generated > sampling.min_tokens:
             return Finish.STOP
+        if self.guide is not None and self.guide.ended:
+            return None  # the guide's end counts, not the limits'
         if self.generated >= sampling.max_tokens or len(self.tokens) >= context:
             return Finish.LENGTH
         return None

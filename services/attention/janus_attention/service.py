@@ -51,6 +51,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
         finished = False
         try:
             await engine.send({**body, "id": number, "trace": _trace_context()})
+            if "guide" in body["sampling"]:
+                await host.streams.guided(number, host.settings.guide_timeout_s)
             async for response in host.streams.responses(number):
                 finished = bool(response.finish_reason)
                 yield response

@@ -7,9 +7,11 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
-from janus_runtime.errors import Internal
+from janus_runtime.errors import Internal, InvalidArgument, JanusError
 from janus_wire.v1 import attention_pb2, common_pb2
 from janus_worker.link import Message
+
+from janus_attention.guide import FIELD
 
 FINISH = {
     "stop": common_pb2.FINISH_REASON_STOP,
@@ -58,18 +60,41 @@ class Streams:
                 queue.put_nowait((item, message.blob[offset : offset + size]))
             offset += size
 
+    async def guided(self, number: int, timeout_s: float) -> None:
+        """Until the engine has compiled a stream's guide. Raises InvalidArgument when it cannot, or not in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                item, _ = await self._queues[number].get()
+        except TimeoutError:
+            raise InvalidArgument(
+                f"was not compiled within {timeout_s:g} s", field=FIELD, reason="GUIDE_TOO_SLOW",
+                next_step="Make it simpler.",
+            ) from None  # fmt: skip
+        if "ready" not in item:
+            raise _failure(item)
+
     async def responses(self, number: int) -> AsyncIterator[attention_pb2.AttentionServiceGenerateResponse]:
         """One response per token until the stream's last. Raises Internal when this request failed."""
         queue = self._queues[number]
         while True:
             item, logits = await queue.get()
             if "error" in item:
-                raise Internal(
-                    item["error"], reason="BAD_LOGITS", next_step="Check the checkpoint's weights."
-                )
+                raise _failure(item)
             yield response(item, logits)
             if "finish" in item:
                 return
+
+
+def _failure(item: dict[str, Any]) -> JanusError:
+    """Of one request, as the engine tells it."""
+    if "field" in item:
+        return InvalidArgument(
+            f"cannot be followed: {item['error']}", field=item["field"], reason="BAD_GUIDE"
+        )
+    return Internal(
+        item.get("error", "the engine gave the request up"), reason="BAD_LOGITS",
+        next_step="Check the checkpoint's weights.",
+    )  # fmt: skip
 
 
 def response(item: dict[str, Any], logits: bytes) -> attention_pb2.AttentionServiceGenerateResponse:

@@ -9,9 +9,13 @@ from typing import Any
 from janus_runtime.errors import InvalidArgument
 from janus_wire.v1 import attention_pb2, common_pb2
 
+from janus_attention.guide import FIELD
+
 _MAX_LOGPROBS = 20
 _MAX_STOP_IDS = 1024
 _MAX_BIASES = 1024
+_MAX_GUIDE_BYTES = 256 * 1024
+_MAX_CHOICES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,4 +117,26 @@ def _sampling(
         "frequency_penalty": params.frequency_penalty,
         "presence_penalty": params.presence_penalty,
         "logit_bias": sorted(params.logit_bias.items()),
+        **({"guide": guide(params.guide)} if params.HasField("guide") else {}),
     }
+
+
+def guide(message: common_pb2.Guide) -> dict[str, Any]:
+    """A guide as the engine takes it; whether it can be followed, only compiling it tells."""
+    kind = message.WhichOneof("kind")
+    if kind is None or (kind == "json_object" and not message.json_object):
+        raise InvalidArgument(
+            "is empty", field=FIELD, allowed="json_object (true), json_schema, regex, grammar or choice"
+        )
+    field = f"{FIELD}.{kind}"
+    _between(field, message.ByteSize(), 0, _MAX_GUIDE_BYTES, f"at most {_MAX_GUIDE_BYTES} bytes")
+    if kind == "choice":
+        texts = list(message.choice.texts)
+        _between(field, len(texts), 1, _MAX_CHOICES, f"1..{_MAX_CHOICES} texts")
+        if "" in texts:
+            raise InvalidArgument("has an empty text", field=field, value="", allowed="1 character or more")
+        return {"kind": kind, "texts": texts}
+    text = "" if kind == "json_object" else getattr(message, kind)
+    if kind in ("regex", "grammar") and not text:
+        raise InvalidArgument("must not be empty", field=field, value="", allowed="1 character or more")
+    return {"kind": kind, "text": text}

@@ -16,6 +16,7 @@ from janus_runtime.errors import (
     Cancelled,
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     JanusError,
     ResourceExhausted,
     Unavailable,
@@ -34,6 +35,7 @@ from janus_gateway.sampling import choice_seed
 
 log = logging.getLogger("janus.gateway")
 
+GUIDE_FIELD = "sampling.guide"
 _STOPPED = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
 
 
@@ -48,6 +50,8 @@ class Job:
     stops: tuple[str, ...] = ()
     operation: str
     """``gen_ai.operation.name``."""
+    guide_field: str = GUIDE_FIELD
+    """How the client's protocol spells the field that the guide comes from, for errors."""
     started: float = field(default_factory=time.monotonic)
     """When the request arrived, monotonic."""
     deadline: float
@@ -238,7 +242,7 @@ class Generator:
                         return
             raise _Lost(Unavailable(f"{target.worker.worker_id} ended the stream without a last token"))
         except grpc.aio.AioRpcError as error:
-            raise _judge(error, target.worker.worker_id) from error
+            raise _judge(error, target.worker.worker_id, job) from error
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -286,7 +290,7 @@ def _take(response: attention_pb2.AttentionServiceGenerateResponse, answer: Answ
         yield answer.end(finish)
 
 
-def _judge(error: grpc.aio.AioRpcError, worker: str) -> Exception:
+def _judge(error: grpc.aio.AioRpcError, worker: str, job: Job) -> Exception:
     cause = from_rpc_error(error)
     if isinstance(cause, Unavailable | ResourceExhausted):
         return _Lost(cause)
@@ -297,6 +301,9 @@ def _judge(error: grpc.aio.AioRpcError, worker: str) -> Exception:
         return _Lost(Unavailable(f"{worker}: {error.details()}"))
     if isinstance(cause, DeadlineExceeded):
         return _late()
+    if isinstance(cause, InvalidArgument) and (cause.field or "").startswith(GUIDE_FIELD):
+        words = cause.message.removeprefix(f"{cause.field}: ")
+        return InvalidArgument(words, field=job.guide_field, reason=cause.reason)
     return cause
 
 

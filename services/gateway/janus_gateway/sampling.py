@@ -40,6 +40,7 @@ class Ask:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    guide: common_pb2.Guide | None = None
 
     @classmethod
     def from_proto(cls, params: common_pb2.SamplingParams) -> Ask:
@@ -57,6 +58,7 @@ class Ask:
             stop=tuple(params.stop),
             stop_token_ids=tuple(params.stop_token_ids),
             logit_bias=dict(params.logit_bias),
+            guide=params.guide if params.HasField("guide") else None,
             **{name: given(name) for name in optional},  # type: ignore[arg-type]
         )
 
@@ -205,6 +207,7 @@ def resolve(
         frequency_penalty=ask.frequency_penalty or 0.0,
         presence_penalty=ask.presence_penalty or 0.0,
         logit_bias=ask.logit_bias,
+        guide=ask.guide,
     )
     if ask.logprobs is not None:
         params.logprobs = ask.logprobs

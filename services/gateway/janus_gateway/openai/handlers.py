@@ -139,6 +139,7 @@ def _jobs(
             sampling=sampling,
             stops=ask.stop,
             operation=operation,
+            guide_field=body.guide[1],
             started=started,
             deadline=started + parts.settings.request_timeout_s,
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
 
 from janus_runtime.errors import InvalidArgument
+from janus_wire.v1 import common_pb2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from janus_gateway.openai.errors import from_validation
+from janus_gateway.openai.guides import guide_of
 from janus_gateway.sampling import MAX_LOGPROBS, Ask
 
 B = TypeVar("B", bound="_Body")
@@ -23,7 +26,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -64,6 +66,11 @@ class _Body(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    response_format: Any = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: list[str] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     # Accepted; they change nothing that is generated.
@@ -124,6 +131,11 @@ class _Body(BaseModel):
         """n, at least 1."""
         return 1 if self.n is None else self.n
 
+    @cached_property
+    def guide(self) -> tuple[common_pb2.Guide | None, str]:
+        """What the output must be, and the field that says so."""
+        return guide_of(dict(self))
+
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
@@ -146,6 +158,7 @@ class _Body(BaseModel):
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
             logit_bias=_bias(self.logit_bias or {}),
+            guide=self.guide[0],
         )
 
     @classmethod
@@ -214,7 +227,6 @@ class ChatRequest(_Body):
     modalities: Any = None
     prediction: Any = None
     reasoning_effort: Any = None
-    response_format: Any = None
     tool_choice: Any = None
     tools: Any = None
     verbosity: Any = None
