@@ -69,11 +69,15 @@ compose-demo: install ## the same in containers: builds the images, brings the m
 
 .PHONY: test
 test: install ## run the tests
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
 
 .PHONY: test-slow
 test-slow: install ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow $(PYTEST)
+	@$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST)
+
+.PHONY: test-gpu
+test-gpu: install ## run the kernels' tests on this machine's GPU (docs/gpu.md); without one they are skipped
+	@$(BIN)/python -m pytest -m gpu tests/kernels $(PYTEST)
 
 .PHONY: check
 check: lint types check-protos imports ## lint, types, generated code, import rules

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
-from janus_kernels import ReplicaLayout
+import torch
+from janus_kernels import ReplicaLayout, triton
 from janus_kernels.native import NATIVE
 from janus_kernels.ops import use_backend
 
@@ -29,11 +30,36 @@ def _instruction_sets() -> list[str]:
 INSTRUCTION_SETS = _instruction_sets()
 
 
-@pytest.fixture(params=["torch", *INSTRUCTION_SETS])
+# Here, while tests are collected: its interpreter must be there before anything else imports Triton.
+TRITON = triton.unavailable()
+if TRITON is None:
+    triton.load()
+
+
+_CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    ],
+)
+
+
+@pytest.fixture(params=["torch", "triton", *INSTRUCTION_SETS, _CUDA])
 def compute(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What the ops compute with during a test: plain torch, or the compiled kernels of an instruction set."""
-    if request.param == "torch":
-        with use_backend("torch"):
+    """What the ops compute with during a test.
+
+    Plain torch, the compiled kernels of an instruction set, Triton's interpreter on CPU tensors, or Triton on a
+    GPU: then tensors that the test makes are there, and their device alone picks the backend.
+    """
+    if request.param == "cuda":
+        with torch.device("cuda"):
+            yield request.param
+        return
+    if request.param in ("torch", "triton"):
+        if request.param == "triton" and (TRITON is not None or not triton.interpreted()):
+            pytest.skip(TRITON or "there is a GPU, so Triton compiles; TRITON_INTERPRET=1 interprets instead")
+        with use_backend(request.param):
             yield request.param
         return
     assert NATIVE is not None
@@ -45,14 +71,17 @@ def compute(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def threads(compute: str) -> list[int]:
-    """Numbers of threads to try; plain torch has one way of sharing work only."""
-    return [1] if compute == "torch" else [2, 3, 1]
+    """Numbers of threads to try: only the compiled kernels share work between threads."""
+    return {"torch": [1], "triton": [], "cuda": []}.get(compute, [2, 3, 1])
 
 
 @pytest.fixture
 def instruction_sets() -> list[str]:
     """Those that this processor runs, the best last."""
     return INSTRUCTION_SETS
+
+
+TRITON_SLOW = ["test_linear[triton-(40, 2100, 12)-torch.float32]", "test_swiglu_ffn[triton-torch.float32]"]
 
 
 class Dinic:
@@ -131,3 +160,13 @@ def _least_a_max(active: list[int], layout: ReplicaLayout) -> int:
 def least_a_max() -> Callable[[list[int], ReplicaLayout], int]:
     """The least possible a_max by Dinic's maximum flow: exact, and nothing like the algorithm it judges."""
     return _least_a_max
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Triton's interpreter takes seconds where others take milliseconds: float16 and the large are for `slow`."""
+    for item in items:
+        arguments = getattr(item, "callspec", None)
+        if arguments is None or arguments.params.get("compute") != "triton":
+            continue
+        if torch.float16 in arguments.params.values() or any(name in item.nodeid for name in TRITON_SLOW):
+            item.add_marker(pytest.mark.slow)

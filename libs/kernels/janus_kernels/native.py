@@ -22,13 +22,14 @@ def _load() -> ModuleType | None:
             "Build them with `pip install libs/kernels` (needs a C++17 compiler).", error,
         )  # fmt: skip
         return None
-    if chosen:
+    if chosen not in ("", "triton"):
         native.use_instruction_set(chosen)
     return native
 
 
 NATIVE = _load()
-"""The extension module. ``JANUS_KERNELS=torch`` leaves it out; ``avx512``, ``avx2`` or ``portable`` choose."""
+"""The extension module. ``JANUS_KERNELS=torch`` leaves it out; ``avx512``, ``avx2`` or ``portable`` choose an
+instruction set; ``triton`` (see :mod:`janus_kernels.ops.table`) keeps it for schedules."""
 
 
 def set_num_threads(threads: int) -> None:

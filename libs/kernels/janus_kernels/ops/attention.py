@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from janus_kernels.ops.table import backend
+from janus_kernels.ops.table import backend_of
 from janus_kernels.ops.types import check, fp32
 
 
@@ -16,7 +16,9 @@ def apply_rotary(
     check("apply_rotary", "cos", cos_Ph, torch.float32, cos_Ph.shape[0], width // 2)
     check("apply_rotary", "sin", sin_Ph, torch.float32, cos_Ph.shape[0], width // 2)
     check("apply_rotary", "positions", positions_T, torch.int64, tokens)
-    return backend().rotary(fp32(x_THh), cos_Ph, sin_Ph, positions_T)
+    return backend_of("apply_rotary", x_THh, cos_Ph, sin_Ph, positions_T).rotary(
+        fp32(x_THh), cos_Ph, sin_Ph, positions_T
+    )
 
 
 def paged_attention(
@@ -61,6 +63,9 @@ def paged_attention(
         raise ValueError(f"paged_attention: window = {window}; allowed: 1 and more, or None")
     if sinks is not None:
         check("paged_attention", "sinks", sinks, torch.float32, heads)
-    return backend().attention(
+    table = backend_of(
+        "paged_attention", query, keys, values, query_starts, context_lens, block_tables, sinks
+    )
+    return table.attention(
         fp32(query), keys, values, query_starts, context_lens, block_tables, scale, window or 0, sinks
     )

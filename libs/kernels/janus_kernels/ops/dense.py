@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from janus_kernels.ops.table import backend
+from janus_kernels.ops.table import backend_of
 from janus_kernels.ops.types import fp32
 
 
@@ -14,14 +14,16 @@ def linear(x_TD: torch.Tensor, weight_ND: torch.Tensor, bias_N: torch.Tensor | N
         raise ValueError(f"linear: x {tuple(x_TD.shape)} by weight {tuple(weight_ND.shape)}")
     if bias_N is not None and bias_N.shape != weight_ND.shape[:1]:
         raise ValueError(f"linear: bias {tuple(bias_N.shape)} for weight {tuple(weight_ND.shape)}")
-    return backend().linear(fp32(x_TD), weight_ND, None if bias_N is None else fp32(bias_N))
+    return backend_of("linear", x_TD, weight_ND, bias_N).linear(
+        fp32(x_TD), weight_ND, None if bias_N is None else fp32(bias_N)
+    )
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """weight * (x / sqrt(mean(x^2) + eps)) over the last dimension, fp32."""
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"rms_norm: x {tuple(x.shape)} by weight {tuple(weight.shape)}")
-    return backend().rms_norm(fp32(x), weight, eps)
+    return backend_of("rms_norm", x, weight).rms_norm(fp32(x), weight, eps)
 
 
 def swiglu_ffn(
@@ -34,4 +36,4 @@ def swiglu_ffn(
             f"swiglu_ffn: x {tuple(x_TD.shape)}, gate {tuple(gate_FD.shape)}, up {tuple(up_FD.shape)}, "
             f"down {tuple(down_DF.shape)}; expected [T, d], [f, d], [f, d], [d, f]"
         )
-    return backend().swiglu(fp32(x_TD), gate_FD, up_FD, down_DF)
+    return backend_of("swiglu_ffn", x_TD, gate_FD, up_FD, down_DF).swiglu(fp32(x_TD), gate_FD, up_FD, down_DF)

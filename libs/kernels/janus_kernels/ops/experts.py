@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from janus_kernels.ops.table import backend
+from janus_kernels.ops.table import backend_of
 from janus_kernels.ops.types import (
     SWIGLU,
     Activation,
@@ -56,7 +56,8 @@ def expert_ffn(
     check("expert_ffn", "weights", weights_TK, torch.float64, tokens, topk)
     check("expert_ffn", "mine", mine_TK, torch.bool, tokens, topk)
     check("expert_ffn", "out", out_TD, torch.float64, tokens, width)
-    return backend().expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, activation, out_TD)
+    table = backend_of("expert_ffn", x_TD, ids_TK, weights_TK, mine_TK, out_TD)
+    return table.expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, activation, out_TD)
 
 
 def combine(partials: Sequence[torch.Tensor], out_TD: torch.Tensor) -> torch.Tensor:
@@ -66,5 +67,5 @@ def combine(partials: Sequence[torch.Tensor], out_TD: torch.Tensor) -> torch.Ten
     check("combine", "out", out_TD, torch.float32, *out_TD.shape)
     for partial in partials:
         check("combine", "a partial sum", partial, torch.float64, *out_TD.shape)
-    backend().combine(list(partials), out_TD)
+    backend_of("combine", out_TD, *partials).combine(list(partials), out_TD)
     return out_TD

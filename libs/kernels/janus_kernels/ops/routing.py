@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from janus_kernels.ops.dense import linear
-from janus_kernels.ops.table import backend
+from janus_kernels.ops.table import backend_of
 from janus_kernels.ops.types import RoutingSpec, fp32
 
 __all__ = ["RoutingSpec", "route", "router_logits"]
@@ -43,4 +43,6 @@ def route(
         )
     if bias_E is not None and bias_E.shape != (experts,):
         raise ValueError(f"route: bias {tuple(bias_E.shape)}; expected [{experts}]")
-    return backend().route(fp32(logits_TE), spec, None if bias_E is None else fp32(bias_E))
+    return backend_of("route", logits_TE, bias_E).route(
+        fp32(logits_TE), spec, None if bias_E is None else fp32(bias_E)
+    )

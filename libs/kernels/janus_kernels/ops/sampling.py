@@ -88,4 +88,6 @@ def sample(
         raise ValueError(f"temperature = {temperature}; allowed: 0 and more")
     if temperature == 0:
         return int(torch.argmax(logits_V))
-    return backend().sample(fp32(logits_V), temperature, top_k, top_p, min_p, seed & _U64, index & _U64)
+    return backend(logits_V.device).sample(
+        fp32(logits_V), temperature, top_k, top_p, min_p, seed & _U64, index & _U64
+    )

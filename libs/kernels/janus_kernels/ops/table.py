@@ -1,13 +1,21 @@
-"""The table of ops that is in use. One per backend; all are held to the same tests."""
+"""The table of ops that is in use. One per backend; all are held to the same tests.
+
+The device of an op's first tensor picks the backend: ``cuda`` computes with Triton, everything else with the
+compiled C++ kernels, or plain torch where those were not built. ``JANUS_KERNELS=torch`` and ``=triton`` override
+that for the whole process, :func:`use_backend` inside a ``with``. Triton takes CPU tensors through its
+interpreter only: correct, and thousands of times slower.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from janus_kernels import triton
 from janus_kernels.native import NATIVE
 from janus_kernels.ops.types import Activation, ExpertMapping, ExpertStats, RoutingSpec
 
@@ -50,36 +58,76 @@ def _native() -> OpTable:
     return TABLE
 
 
-_BACKENDS: dict[str, Callable[[], OpTable]] = {"native": _native, "torch": _torch}
+def _triton() -> OpTable:
+    from janus_kernels.ops.triton_backend import make_table
+
+    return make_table()
+
+
+_BACKENDS: dict[str, Callable[[], OpTable]] = {"native": _native, "torch": _torch, "triton": _triton}
+
+
+def _why_not(name: str) -> str | None:
+    if name == "native" and NATIVE is None:
+        return "the compiled kernels were not built, or JANUS_KERNELS leaves them out"
+    return triton.unavailable() if name == "triton" else None
 
 
 def backends() -> tuple[str, ...]:
-    """Names of the backends that can run here, the best first."""
-    return tuple(name for name in _BACKENDS if name != "native" or NATIVE is not None)
+    """Names of the backends that can run here, the best for CPU tensors first."""
+    return tuple(name for name in _BACKENDS if _why_not(name) is None)
 
 
-class _Current:
-    """The table in use; process-wide."""
+class _Forced:
+    """The name of the backend that takes everything, whatever the device; None lets the device decide."""
 
-    table: OpTable | None = None
+    name: str | None = {"torch": "torch", "off": "torch", "triton": "triton"}.get(
+        os.environ.get("JANUS_KERNELS", "").lower()
+    )
 
 
-def backend() -> OpTable:
-    """The table in use: the compiled one where there is one, unless ``JANUS_KERNELS=torch``."""
-    table = _Current.table
+_tables: dict[str, OpTable] = {}
+
+
+def _table(name: str) -> OpTable:
+    table = _tables.get(name)
     if table is None:
-        table = _Current.table = _BACKENDS[backends()[0]]()
+        reason = _why_not(name)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+        table = _tables[name] = _BACKENDS[name]()
     return table
+
+
+def backend(device: torch.device | str = "cpu") -> OpTable:
+    """The table that computes on tensors of ``device``.
+
+    Raises RuntimeError when ``JANUS_KERNELS`` asks for a backend that cannot run here.
+    """
+    if _Forced.name is not None:
+        return _table(_Forced.name)
+    kind = device if isinstance(device, str) else device.type
+    if kind == "cuda" and triton.unavailable() is None:
+        return _table("triton")
+    return _table("torch" if kind == "cuda" or NATIVE is None else "native")
+
+
+def backend_of(op: str, x: Tensor, *others: Tensor | None) -> OpTable:
+    """The table for ``x``, once it is certain that all are on its device: kernels take addresses on trust."""
+    device = x.device
+    for other in others:
+        if other is not None and other.device != device:
+            raise ValueError(f"{op}: tensors on {device} and {other.device}; expected one device")
+    return backend(device)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[OpTable]:
-    """Compute with another backend inside a ``with``; for tests and measurements."""
+    """Compute with one backend inside a ``with``, whatever the device; for tests and measurements."""
     if name not in backends():
         raise ValueError(f"backend {name!r}; available here: {', '.join(backends())}")
-    before = backend()
-    _Current.table = _BACKENDS[name]()
+    before, _Forced.name = _Forced.name, name
     try:
-        yield _Current.table
+        yield _table(name)
     finally:
-        _Current.table = before
+        _Forced.name = before

@@ -1,0 +1,19 @@
+"""The ops in Triton: what ``cuda`` tensors are computed with. The kernels are in :mod:`janus_kernels.triton`."""
+
+from __future__ import annotations
+
+from janus_kernels import triton
+from janus_kernels.ops import torch_backend as plain
+from janus_kernels.ops.table import OpTable
+
+
+def make_table() -> OpTable:
+    """The table; imports Triton. Raises RuntimeError where that cannot run."""
+    triton.load()
+    from janus_kernels.triton import dense
+
+    return OpTable(
+        name="triton", linear=dense.linear, swiglu=dense.swiglu, rms_norm=dense.rms_norm, rotary=dense.rotary,
+        attention=plain.attention, route=plain.route, expert_ffn=plain.expert_ffn, combine=plain.combine,
+        sample=plain.sample,
+    )  # fmt: skip
