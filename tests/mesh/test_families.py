@@ -12,13 +12,21 @@ from janus_models.families import FAMILIES
 from janus_models.reference import greedy_ids, prompt_logits
 from janus_models.tiny import make_tiny
 from janus_testing.inprocess import InProcessMesh
+from janus_testing.quantise import to_fp8, to_mxfp4
 
 OTHERS = sorted(set(FAMILIES) - {"mixtral", "qwen3_moe"})  # those go through every shape in test_parity.py
+QUANTISED = ["deepseek_v3 fp8", "gpt_oss mxfp4"]
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+@pytest.fixture(scope="module", params=OTHERS + QUANTISED)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp(request.param), family=request.param, seed=21)
+    name, _, quantised = request.param.partition(" ")
+    sizes = {"intermediate_size": 64} if quantised == "mxfp4" else {}
+    plain = make_tiny(tmp_path_factory.mktemp(name), family=name, seed=21, **sizes)
+    if not quantised:
+        return plain
+    target = tmp_path_factory.mktemp(quantised)
+    return to_fp8(plain, target, (8, 8)) if quantised == "fp8" else to_mxfp4(plain, target)
 
 
 @pytest.mark.parametrize("gating", ["moe", "attention"])

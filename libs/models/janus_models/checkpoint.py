@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,8 @@ class Checkpoint:
                 next_step="Complete the checkpoint, or use the config.json that belongs to these weights",
             ) from cause
 
-    def check(self, name: str, shape: Sequence[int]) -> TensorEntry:
-        """The entry of ``name`` if it is a float tensor of ``shape``, as the config demands."""
+    def check(self, name: str, shape: Sequence[int], dtypes: Mapping[str, str] = FLOAT_DTYPES) -> TensorEntry:
+        """The entry of ``name`` if it is of ``shape`` and one of ``dtypes``, as the config demands."""
         entry = self.entry(name)
         if entry.shape != tuple(shape):
             raise bad_file(
@@ -80,32 +80,26 @@ class Checkpoint:
                 f"{name} has shape {list(entry.shape)}, config.json asks for {list(shape)}",
                 "Use the config.json that belongs to these weights",
             )
-        if entry.dtype not in FLOAT_DTYPES:
-            raise bad_file(
-                entry.file,
-                f"{name} has dtype {entry.dtype}",
-                "Use a checkpoint that is not quantised",
-                allowed=", ".join(FLOAT_DTYPES),
-            )
+        _check_dtype(entry, dtypes)
         return entry
 
-    def tensor(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor:
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int] | None = None,
+        dtypes: Mapping[str, str] = FLOAT_DTYPES,
+    ) -> torch.Tensor:
         """A read-only view of the file's pages, on the CPU, in the file's own dtype.
 
         Writing to it is a segmentation fault. It stays valid after the Checkpoint is gone. With
-        ``shape`` the tensor is checked first, as :meth:`check` does.
+        ``shape`` the tensor is checked first, as :meth:`check` does. ``dtypes`` are the ones allowed, the header's
+        spelling and torch's.
         """
         import torch
 
-        entry = self.entry(name) if shape is None else self.check(name, shape)
-        if entry.dtype not in FLOAT_DTYPES:
-            raise bad_file(
-                entry.file,
-                f"{name} has dtype {entry.dtype}",
-                "Use a checkpoint that is not quantised",
-                allowed=", ".join(FLOAT_DTYPES),
-            )
-        dtype: torch.dtype = getattr(torch, FLOAT_DTYPES[entry.dtype])
+        entry = self.entry(name) if shape is None else self.check(name, shape, dtypes)
+        _check_dtype(entry, dtypes)
+        dtype: torch.dtype = getattr(torch, dtypes[entry.dtype])
         if entry.nbytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
         buffer: Any = self._map(entry.file)
@@ -130,6 +124,16 @@ class Checkpoint:
             array._mapping = mapped  # type: ignore[attr-defined]
             self._maps[path] = array
         return self._maps[path]
+
+
+def _check_dtype(entry: TensorEntry, dtypes: Mapping[str, str]) -> None:
+    if entry.dtype not in dtypes:
+        raise bad_file(
+            entry.file,
+            f"{entry.name} has dtype {entry.dtype}",
+            "Use a checkpoint that is not quantised, or whose config.json has the quantization_config",
+            allowed=", ".join(dtypes),
+        )
 
 
 def _read_entries(directory: Path) -> dict[str, TensorEntry]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from janus_models._fields import Fields, read_json
 from janus_models.errors import ConfigError
-from janus_models.families import FAMILIES, PLANNED
+from janus_models.families import FAMILIES
 from janus_models.families.base import Family
-from janus_models.specs import LatentSpec, MoeSpec, RopeSpec, RouterSpec, SharedSpec
+from janus_models.families.common import only
+from janus_models.specs import LatentSpec, MoeSpec, QuantisationSpec, RopeSpec, RouterSpec, SharedSpec
 
 __all__ = ["LatentSpec", "ModelConfig", "MoeSpec", "RopeSpec", "RouterSpec", "SharedSpec", "load_config"]
 
@@ -51,6 +52,8 @@ class ModelConfig:
     """Whether the head is the embedding matrix."""
     rope: RopeSpec
     moe: MoeSpec
+    quantisation: QuantisationSpec | None
+    """How the files store their matrices; None: plain floats."""
     bos_id: int | None
     eos_ids: tuple[int, ...]
     """End-of-sequence ids of config.json (the tokenizer also reads generation_config.json)."""
@@ -107,7 +110,9 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
     """The checked form of a parsed ``config.json``; ``source`` names it in errors."""
     fields = Fields(raw, source, ConfigError)
     family = _family(fields)
-    _refuse_unsupported(fields)
+    activation = fields.text("hidden_act", default="silu")
+    if activation not in ("silu", "swish"):
+        raise fields.error("hidden_act", activation, "silu")
     hidden = fields.whole("hidden_size", at_least=1)
     latent = family.latent(fields)
     heads, kv_heads, head_dim = _latent_heads(fields, latent) if latent else _heads(fields, family, hidden)
@@ -136,6 +141,7 @@ def parse_config(raw: object, directory: Path, *, source: str = "config.json") -
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
         rope=_rope(fields, family, max_positions),
         moe=_moe(fields, family, moe_layers),
+        quantisation=_quantisation(fields, family),
         bos_id=fields.optional_whole("bos_token_id"),
         eos_ids=fields.ids("eos_token_id"),
         checkpoint_dtype=fields.text("torch_dtype", default="") or fields.text("dtype", default=""),
@@ -173,31 +179,37 @@ def _family(fields: Fields) -> Family:
     model_type = fields.text("model_type")
     family = FAMILIES.get(model_type)
     if family is None:
-        implemented, planned = ", ".join(FAMILIES), ", ".join((*FAMILIES, *PLANNED))
-        state = (
-            "is planned but not implemented yet"
-            if model_type in PLANNED
-            else "is not a family that Janus knows"
-        )
         raise ConfigError(
-            f"the family {state} ({fields.source})",
+            f"the family is not one that Janus knows ({fields.source})",
             field="model_type",
             value=model_type,
-            allowed=f"{implemented} (implemented now) of the supported list {planned}",
+            allowed=", ".join(FAMILIES),
             reason="UNSUPPORTED_MODEL_TYPE",
-            next_step="Serve a checkpoint of an implemented family; docs say how to add one",
+            next_step="Serve a checkpoint of one of these families; docs/adding-a-model-family.md says how to add one",
         )
     return family
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    if fields.get("quantization_config") is not None:
-        raise fields.error(
-            "quantization_config", "present", "absent: weights in float32, bfloat16 or float16"
-        )
-    activation = fields.text("hidden_act", default="silu")
-    if activation not in ("silu", "swish"):
-        raise fields.error("hidden_act", activation, "silu")
+def _quantisation(fields: Fields, family: Family) -> QuantisationSpec | None:
+    raw = fields.get("quantization_config")
+    if raw is None:
+        return None
+    inner = Fields(raw, f"{fields.source}: quantization_config", ConfigError)
+    method = inner.text("quant_method")
+    allowed = "mxfp4" if family.tensors.packed_experts else "fp8"
+    if method != allowed:
+        raise inner.error("quant_method", method, f"{allowed}, or no quantization_config at all")
+    if method == "mxfp4":
+        for name in ("hidden_size", family.expert_hidden_key):
+            if fields.whole(name) % 32:
+                raise fields.error(name, fields.get(name), "a multiple of 32, the block of mxfp4")
+        return QuantisationSpec(method=method)
+    only(inner, "fmt", "e4m3")
+    only(inner, "activation_scheme", "dynamic")
+    block = inner.get("weight_block_size") or [128, 128]
+    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
+        raise inner.error("weight_block_size", block, "two numbers of rows and columns above 0")
+    return QuantisationSpec(method=method, block=(block[0], block[1]))
 
 
 def _moe(fields: Fields, family: Family, layers: tuple[int, ...]) -> MoeSpec:
@@ -220,13 +232,14 @@ def _moe(fields: Fields, family: Family, layers: tuple[int, ...]) -> MoeSpec:
         expert_hidden=fields.whole(family.expert_hidden_key, at_least=1),
         layers=layers,
         router=router,
+        activation=family.activation(fields),
         shared=family.shared(fields),
     )
 
 
 def _rope(fields: Fields, family: Family, max_positions: int) -> RopeSpec:
     # Newer files say rope_parameters, older ones rope_theta and rope_scaling; `type` is the oldest rope_type.
-    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or family.rope
     inner = Fields(scaling, f"{fields.source}: rope_parameters", ConfigError)
     kind = inner.text("rope_type", default="") or inner.text("type", default="default")
     if kind not in ROPE_KINDS:

@@ -17,6 +17,7 @@ from janus_models.errors import ConfigError
 from janus_models.kvcache import BatchMeta, KvCache
 from janus_models.layers import Attention, DenseFfn, SharedExpert, build_attention
 from janus_models.rope import RopeTable
+from janus_models.weights import Weights
 
 __all__ = ["AttentionModel", "BatchMeta", "KvCache", "torch_dtype"]
 
@@ -65,7 +66,7 @@ class AttentionModel:
         self.device = device
         self.moe_layers = list(config.moe_layers)
         self._moe_layers = frozenset(self.moe_layers)
-        self._checkpoint = checkpoint
+        self._weights = Weights(checkpoint, config.quantisation)
         names, width = config.family.tensors, (config.vocab_size, config.hidden)
         self._embedding = self._load(names.embedding, width)
         self._final_norm = self._load(names.final_norm, (config.hidden,))
@@ -74,7 +75,7 @@ class AttentionModel:
         self._rope = RopeTable(config.rope, config.rope_dim, device)
 
     def _load(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self._checkpoint.tensor(name, shape).to(device=self.device, dtype=self.dtype)
+        return self._weights.tensor(name, shape).to(device=self.device, dtype=self.dtype)
 
     def _load_layer(self, layer: int) -> _Layer:
         config, names = self.config, self.config.family.tensors

@@ -88,6 +88,7 @@ class LocalModel:
             torch.ones_like(ids_TK, dtype=torch.bool),
             self._loaded[moe_layer],
             out_TD,
+            self.experts.activation,
         )
         return out_TD.float()
 

@@ -74,6 +74,28 @@ class RouterSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationSpec:
+    """What lies between an expert's first products and its last; as janus_kernels.ops.Activation, without torch."""
+
+    name: str = "swiglu"
+    """``swiglu`` or ``clamped_swiglu``."""
+    alpha: float = 1.702
+    """clamped_swiglu: gain inside the sigmoid."""
+    limit: float = 7.0
+    """clamped_swiglu: bound of gate (above) and up (both sides)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisationSpec:
+    """How weights are quantised in the files; they are made float when they are loaded."""
+
+    method: str
+    """``fp8``: matrices of float8 e4m3 with a scale per block. ``mxfp4``: experts of 4-bit floats, 32 to a scale."""
+    block: tuple[int, int] | None = None
+    """fp8: rows and columns that share a scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SharedSpec:
     """The shared expert of every MoE layer: one SwiGLU that every token goes through, on the attention worker."""
 
@@ -96,4 +118,5 @@ class MoeSpec:
     layers: tuple[int, ...]
     """Decoder layers that are MoE layers, ascending; position in it is the *MoE layer* number."""
     router: RouterSpec = field(default_factory=RouterSpec)
+    activation: ActivationSpec = field(default_factory=ActivationSpec)
     shared: SharedSpec | None = None

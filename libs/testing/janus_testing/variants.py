@@ -149,3 +149,23 @@ VARIANTS |= {
     },
     "deepseek3-float16": {"family": "deepseek_v3", "seed": 4, "dtype": "float16"},
 }
+VARIANTS |= {
+    "gpt-oss": {"family": "gpt_oss"},
+    "gpt-oss-plain-rope": {
+        "family": "gpt_oss",
+        "seed": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+        "attention_bias": False,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "sliding_window": 7,
+    },
+    "gpt-oss-clamped": {
+        "family": "gpt_oss",
+        "seed": 2,
+        "swiglu_limit": 1.5,
+        "swiglu_alpha": 1.2,
+        "num_experts_per_tok": 4,
+        "rope_parameters": {**YARN, "truncate": False},
+    },
+    "gpt-oss-bfloat16": {"family": "gpt_oss", "seed": 3, "dtype": "bfloat16"},
+}

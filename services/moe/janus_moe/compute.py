@@ -95,7 +95,9 @@ class MoeCompute:
         )
         scheduled = time.perf_counter()
         mine_TK = torch.from_numpy(np.equal(plan.replica_ids // hosted.layers[layer].slots, hosted.rank))
-        stats = expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, hosted.experts[layer], out_TD)
+        stats = expert_ffn(
+            x_TD, ids_TK, weights_TK, mine_TK, hosted.experts[layer], out_TD, self._model.activation
+        )
         counters.schedule_seconds += scheduled - started
         counters.moe_seconds += time.perf_counter() - started
         counters.layer_passes += 1

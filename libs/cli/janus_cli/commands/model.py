@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,15 @@ def inspect_checkpoint(directory: Path) -> dict[str, Any]:
 
     config = load_config(directory)
     sizes = {entry.name: entry.nbytes for entry in Checkpoint(directory)}
-    total = sum(sizes.values())
-    experts = sum(size for name, size in sizes.items() if ".experts." in name)
-    moe = config.moe
-    per_expert = experts // max(1, moe.num_experts * len(config.moe_layers))
-    latent, shared = config.latent, moe.shared
+    moe, latent, shared = config.moe, config.latent, config.moe.shared
+    # Layers after the last, multi-token prediction, are not served.
+    extra = re.compile(r"model\.layers\.(\d+)\.")
+    unused = {n for n in sizes if (found := extra.match(n)) and int(found[1]) >= config.num_layers}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name and name not in unused)
+    per_expert = experts // (moe.num_experts * len(config.moe_layers))
+    spare = sum(sizes[name] for name in unused)
+    method = config.quantisation.method if config.quantisation else ""
+    loaded = {"": per_expert, "fp8": 4 * config.expert_parameters, "mxfp4": 2 * config.expert_parameters}
     return {
         "directory": str(directory),
         "model_type": config.model_type,
@@ -63,6 +68,7 @@ def inspect_checkpoint(directory: Path) -> dict[str, Any]:
         "attention": f"latent, {latent.rank} + {latent.rope_dim} per token" if latent else "grouped-query",
         "heads": config.num_heads,
         "kv_heads": config.num_kv_heads,
+        "windows": " ".join(sorted({str(w or "full") for w in config.windows})),
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "context_length": config.max_positions,
@@ -71,11 +77,14 @@ def inspect_checkpoint(directory: Path) -> dict[str, Any]:
         "expert_hidden": moe.expert_hidden,
         "shared_expert_hidden": shared.hidden if shared else 0,
         "dtype": config.checkpoint_dtype,
+        "quantisation": method or "none",
         "tensors": len(sizes),
-        "bytes": total,
-        "attention_worker_bytes": total - experts,
+        "bytes": sum(sizes.values()),
+        "unused_bytes": spare,
+        "attention_worker_bytes": sum(sizes.values()) - experts - spare,
         "expert_bytes": experts,
         "bytes_per_expert": per_expert,
+        "bytes_per_expert_loaded_float32": loaded[method],
         "kv_bytes_per_token_float32": 4 * config.kv_values_per_token,
         "fingerprint": fingerprint(directory, "float32"),
     }

@@ -9,15 +9,14 @@ from __future__ import annotations
 from janus_models.families.base import Family
 from janus_models.families.deepseek_v2 import DEEPSEEK_V2
 from janus_models.families.deepseek_v3 import DEEPSEEK_V3
+from janus_models.families.gpt_oss import GPT_OSS
 from janus_models.families.mixtral import MIXTRAL
 from janus_models.families.olmoe import OLMOE
 from janus_models.families.qwen2_moe import QWEN2_MOE
 from janus_models.families.qwen3_moe import QWEN3_MOE
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (DEEPSEEK_V2, DEEPSEEK_V3, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE)
+    family.model_type: family
+    for family in (DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS, MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE)
 }
 """Implemented families by ``model_type``."""
-
-PLANNED = ("gpt_oss",)
-"""Families on the supported list that have no file here yet."""

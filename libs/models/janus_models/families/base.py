@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from janus_models._fields import Fields
-from janus_models.specs import LatentSpec, RouterSpec, SharedSpec
+from janus_models.specs import ActivationSpec, LatentSpec, RouterSpec, SharedSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class TensorNames:
     """[r], MLA"""
     latent_query_norm: str = "model.layers.{layer}.self_attn.q_a_layernorm.weight"
     """[rq], MLA where queries have a bottleneck"""
+    sinks: str = ""
+    """[H], one more logit in each head's softmax; '' where the family has none"""
     dense: str = "model.layers.{layer}.mlp.{part}_proj.weight"
     """part is gate and up [F, d], down [d, F]; layers without routed experts"""
     shared: str = "model.layers.{layer}.mlp.shared_experts.{part}_proj.weight"
@@ -47,6 +50,8 @@ class TensorNames:
     """[1, d], only where the shared expert is gated"""
     router: str = "model.layers.{layer}.mlp.gate.weight"
     """[E, d]"""
+    router_bias: str = ""
+    """[E], part of the logits; '' where the family has none"""
     correction_bias: str = ""
     """[E], added to scores for choosing only; '' where the family has none"""
     expert_gate: str = "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"
@@ -55,6 +60,9 @@ class TensorNames:
     """[f, d]"""
     expert_down: str = "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"
     """[d, f]"""
+    packed_experts: str = ""
+    """Where one tensor has all experts of a layer, instead of the three above: part is gate_up_proj and down_proj,
+    with _bias (see expert_store.py)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,8 @@ class Family:
     """The decoder layers, of so many, that have routed experts."""
     router: Callable[[Fields], RouterSpec] = lambda fields: RouterSpec()
     """How experts are chosen; the default renormalises the chosen scores."""
+    activation: Callable[[Fields], ActivationSpec] = lambda fields: ActivationSpec()
+    """The activation of the routed experts."""
     shared: Callable[[Fields], SharedSpec | None] = lambda fields: None
     """The shared expert, None where there is none."""
     latent: Callable[[Fields], LatentSpec | None] = lambda fields: None
@@ -86,6 +96,8 @@ class Family:
     """The attention projections that have a bias."""
     clip_qkv: Callable[[Fields], float | None] = lambda fields: None
     """Bound of queries, keys and values, None for none."""
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    """rope_parameters when config.json has none."""
     rope_theta: float = 10_000.0
     """When config.json has none."""
     norm_eps: float = 1e-6

@@ -26,7 +26,7 @@ def attention_bias(fields: Fields) -> tuple[str, ...]:
 
 
 def layer_windows(
-    fields: Fields, num_layers: int, window: int, default: list[bool]
+    fields: Fields, num_layers: int, window: int | None, default: list[bool]
 ) -> tuple[int | None, ...]:
     """``layer_types`` names each layer's attention; ``default`` says which slide when it is absent."""
     kinds = fields.get("layer_types")

@@ -34,6 +34,8 @@ class GroupedAttention:
                 "q": load(names.query_norm.format(layer=layer), (query,) if self._norm_rows else head),
                 "k": load(names.key_norm.format(layer=layer), (keys,) if self._norm_rows else head),
             }
+        sinks = names.sinks.format(layer=layer)
+        self._sinks = load(sinks, (self._heads,)).float() if sinks else None
         self._clip = config.clip_qkv
         self._window = config.windows[layer]
         self._scale: float = config.head_dim**-0.5
@@ -54,6 +56,7 @@ class GroupedAttention:
             block_tables=batch.block_tables,
             scale=self._scale,
             window=self._window,
+            sinks=self._sinks,
         )
         return linear(mixed_THh.flatten(1), self._weights["o"], self._biases.get("o"))
 
