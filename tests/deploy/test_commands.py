@@ -49,6 +49,22 @@ def test_status(run_dir: Path) -> None:
     assert "cohort epoch" in table and "moe-1" in table and "autoscaler-0" in table
 
 
+@pytest.mark.parametrize("api", ["completions", "chat", "grpc"])
+def test_bench_serve(run_dir: Path, tmp_path: Path, api: str) -> None:
+    png = tmp_path / "run.png"
+    measured = janus(
+        "bench", "serve", "--api", api, "--requests", "8", "--concurrency", "4", "--max-tokens", "6", "--spread", "0",
+        "--input-len", "8", "--ignore-eos", "--slo-ttft", "100000", "--picture", str(png), "--json", run_dir=run_dir,
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr
+    result = json.loads(measured.stdout)
+    assert result["succeeded"] == result["goodput"]["requests"] == 8 and result["errors"] == {}
+    assert result["output_tokens"] == 48 and result["tokens_counted_by"] == "server"
+    assert result["prompt_tokens"] >= 64 and 0 < result["ttft_ms"]["p50"] <= result["e2e_ms"]["p50"]
+    assert result["duration_s"] * result["output_tokens_per_s"] == pytest.approx(48)
+    assert png.exists()
+
+
 def test_generate_and_trace(run_dir: Path) -> None:
     asked = janus("generate", "hello", "--max-tokens", "5", "--temperature", "0", "--json", run_dir=run_dir)
     answer = json.loads(asked.stdout)

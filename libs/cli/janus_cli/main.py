@@ -17,6 +17,7 @@ _COMMANDS = {
     "generate": ("janus_cli.commands.generate", "Continue a prompt."),
     "chat": ("janus_cli.commands.chat", "Talk with the model."),
     "model": ("janus_cli.commands.model", "Look at checkpoints; build the demo's."),
+    "bench": ("janus_cli.commands.bench", "Measure serving, the exchange, kernels."),
     "trace": ("janus_cli.commands.trace", "Show one request's spans as a waterfall."),
 }
 

@@ -1,0 +1,1 @@
+"""Measurements: serving, the exchange between workers, kernels."""
