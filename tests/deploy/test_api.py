@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,21 @@ SCHEMA: dict[str, Any] = {
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}
 
 
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "weather", "parameters": {
+        "type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["city"], "additionalProperties": False}}},
+    {"type": "function", "function": {"name": "noop", "parameters": {"properties": {}, "additionalProperties": False}}},
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def mesh(tiny: Path) -> Iterator[LocalMesh]:
-    with LocalMesh(tiny, attention=2, experts=2, start_deadline_s=150) as mesh:
+def mesh(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalMesh]:
+    directory = tmp_path_factory.mktemp("api") / "tiny"
+    shutil.copytree(tiny, directory)
+    template = "{% for tool in tools or [] %}<tool_call>{{ tool.function.name }}{% endfor %}{{ messages[-1].content }}"
+    (directory / "chat_template.jinja").write_text(template)
+    with LocalMesh(directory, attention=2, experts=2, start_deadline_s=150) as mesh:
         yield mesh
 
 
@@ -109,6 +122,27 @@ def test_guides_that_cannot_be_followed_are_refused_and_harm_nobody(
         with pytest.raises(InvalidRequestError) as refused:
             other.generate(PROMPT, regex="(").result()
         assert refused.value.field == "sampling.guide"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_forced_call_of_a_random_model_obeys(client: OpenAI, model: str, choice: Any) -> None:
+    ask: dict[str, Any] = {
+        "model": model, "messages": [{"role": "user", "content": "hello"}], "tools": TOOLS, "tool_choice": choice,
+        "seed": 3, "max_completion_tokens": 900, "parallel_tool_calls": False,
+    }  # fmt: skip
+    (whole,) = client.chat.completions.create(**ask).choices
+    assert whole.finish_reason == "tool_calls"
+    (call,) = whole.message.tool_calls or []
+    arguments = json.loads(call.function.arguments)  # type: ignore[union-attr]
+    if call.function.name == "weather":  # type: ignore[union-attr]
+        assert arguments["city"] in ("Oslo", "Rome") and set(arguments) <= {"city", "days"}
+    else:
+        assert choice == "required" and arguments == {}
+    streamed = ""
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or []:
+            streamed += part.function.arguments or ""  # type: ignore[union-attr]
+    assert streamed == call.function.arguments  # type: ignore[union-attr]
 
 
 def test_guided_sampled_streams_survive_the_loss_of_a_worker(mesh: LocalMesh) -> None:

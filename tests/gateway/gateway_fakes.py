@@ -28,7 +28,7 @@ CONTEXT = 256
 EOS = 2
 
 
-def write_model(directory: Path, **generation: Any) -> Path:
+def write_model(directory: Path, *, context: int = CONTEXT, **generation: Any) -> Path:
     """config.json and a byte-level tokenizer: all that a gateway reads."""
     directory.mkdir(parents=True)
     config = {
@@ -41,7 +41,7 @@ def write_model(directory: Path, **generation: Any) -> Path:
         "intermediate_size": 96,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "eos_token_id": EOS,
     }

@@ -40,7 +40,7 @@ async def request_counts(mesh: Mesh) -> dict[str, int]:
 
 def test_an_end_without_a_token_gives_out_what_was_kept_back(model_dir: Any) -> None:
     tokenizer = Tokenizer(model_dir)
-    answer = Answer(tokenizer.stream(), ["END"], 0)
+    answer = Answer(tokenizer.stream, ["END"], 0)
     ids = tokenizer.encode("one EN", add_special=False)
     pieces = [answer.push(token, None, 0) for token in ids]
     assert "".join(p.text for p in pieces) == "one "

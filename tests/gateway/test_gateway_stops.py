@@ -56,7 +56,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def run(
     tokenizer: Tokenizer, ids: list[int], stops: list[str], last: int, min_tokens: int = 0
 ) -> list[Piece]:
-    answer = Answer(tokenizer.stream(), stops, min_tokens)
+    answer = Answer(tokenizer.stream, stops, min_tokens)
     pieces = []
     for index, token in enumerate(ids):
         pieces.append(answer.push(token, None, last if index == len(ids) - 1 else 0))

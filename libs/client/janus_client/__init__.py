@@ -15,7 +15,7 @@ A conversation, waited for as a whole:
 """
 
 from janus_client.aio import AsyncJanusClient, AsyncStream
-from janus_client.client import JanusClient, Options, Stream
+from janus_client.client import ChatOptions, JanusClient, Options, Stream
 from janus_client.errors import (
     AuthenticationError,
     DeadlineError,
@@ -28,12 +28,24 @@ from janus_client.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from janus_client.types import Chunk, Completion, Message, ModelInfo, Tls, TokenLogprob, Usage
+from janus_client.types import (
+    Chunk,
+    Completion,
+    Message,
+    ModelInfo,
+    Tls,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 
 __all__ = [
     "AsyncJanusClient",
     "AsyncStream",
     "AuthenticationError",
+    "ChatOptions",
     "Chunk",
     "Completion",
     "DeadlineError",
@@ -50,6 +62,9 @@ __all__ = [
     "Stream",
     "Tls",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "UnavailableError",
     "UnsupportedError",
     "Usage",

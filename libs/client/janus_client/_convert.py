@@ -12,10 +12,22 @@ import grpc
 from janus_wire.v1 import common_pb2, generation_pb2
 
 from janus_client.errors import InvalidRequestError
-from janus_client.types import Chunk, Completion, FinishReason, Message, ModelInfo, Tls, TokenLogprob, Usage
+from janus_client.types import (
+    Chunk,
+    Completion,
+    FinishReason,
+    Message,
+    ModelInfo,
+    Tls,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
 
 Prompt = str | Sequence[int]
-Conversation = str | Sequence[Message | Mapping[str, str]]
+Conversation = str | Sequence[Message | Mapping[str, Any]]
 R = TypeVar("R", generation_pb2.GenerateRequest, generation_pb2.CountTokensRequest)
 
 OPTIONS: list[tuple[str, Any]] = [
@@ -29,6 +41,11 @@ _NUMBERS = (
     "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens", "logprobs",
     "repetition_penalty", "frequency_penalty", "presence_penalty",
 )  # fmt: skip
+_MODES: dict[Any, generation_pb2.ToolChoice.Mode] = {
+    "auto": generation_pb2.ToolChoice.MODE_AUTO,
+    "none": generation_pb2.ToolChoice.MODE_NONE,
+    "required": generation_pb2.ToolChoice.MODE_REQUIRED,
+}
 _GUIDES = {
     "json_object": "true",
     "json_schema": "JSON, as text or as a mapping",
@@ -41,6 +58,7 @@ _FINISH: dict[int, FinishReason] = {
     common_pb2.FINISH_REASON_LENGTH: "length",
     common_pb2.FINISH_REASON_CANCELLED: "cancelled",
     common_pb2.FINISH_REASON_ERROR: "error",
+    common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 
@@ -79,13 +97,48 @@ def with_chat(request: R, messages: Conversation) -> R:
     listed = [Message(role="user", content=messages)] if isinstance(messages, str) else messages
     request.chat.SetInParent()
     for index, message in enumerate(listed):
-        fields = (
-            message if isinstance(message, Mapping) else {"role": message.role, "content": message.content}
-        )
+        if isinstance(message, Mapping):
+            fields = {"content": "", **message} if message.get("tool_calls") else message
+        else:
+            fields = {name: getattr(message, name) for name in Message.__dataclass_fields__}
         for name in ("role", "content"):
             if not isinstance(fields.get(name), str):
                 raise _wrong(f"messages[{index}].{name}", fields.get(name), "text")
-        request.chat.messages.add(role=fields["role"], content=fields["content"])
+        added = request.chat.messages.add(role=fields["role"], content=fields["content"])
+        for name in ("name", "tool_call_id"):
+            if fields.get(name):
+                _put(partial(setattr, added, name), f"messages[{index}].{name}", fields[name], "text")
+        for call in fields.get("tool_calls") or ():
+            field = f"messages[{index}].tool_calls"
+            if not isinstance(call, ToolCall):
+                raise _wrong(field, call, "ToolCall objects")
+            one = added.tool_calls.add()
+            for name in ("id", "name", "arguments"):
+                _put(partial(setattr, one, name), f"{field}.{name}", getattr(call, name), "text")
+    return request
+
+
+def with_tools(
+    request: generation_pb2.GenerateRequest, options: Mapping[str, Any]
+) -> generation_pb2.GenerateRequest:
+    """Sets a conversation's tools; ``options``: the keyword arguments of ``chat``."""
+    for index, tool in enumerate(options.get("tools") or ()):
+        if not isinstance(tool, Tool):
+            raise _wrong(f"tools[{index}]", tool, "Tool objects")
+        try:
+            schema = "" if tool.parameters is None else json.dumps(tool.parameters)
+        except (TypeError, ValueError) as error:
+            raise _wrong(f"tools[{index}].parameters", tool.parameters, "a mapping that is JSON") from error
+        request.chat.tools.add(
+            name=tool.name, description=tool.description, parameters=schema, strict=tool.strict
+        )
+    choice = options.get("tool_choice")
+    if choice in _MODES:
+        request.chat.tool_choice.mode = _MODES[choice]
+    elif choice is not None:
+        _put(partial(setattr, request.chat.tool_choice, "function"), "tool_choice", choice, "text")
+    if options.get("parallel_tool_calls") is not None:
+        request.chat.parallel_tool_calls = bool(options["parallel_tool_calls"])
     return request
 
 
@@ -162,6 +215,10 @@ def chunk(response: generation_pb2.GenerateResponse) -> Chunk:
         finish_reason=_FINISH.get(response.finish_reason),
         usage=usage,
         stop_sequence=response.stop_sequence or None,
+        tool_calls=tuple(
+            ToolCallDelta(index=part.index, id=part.id, name=part.name, arguments=part.arguments)
+            for part in response.tool_calls
+        ),
         request_id=response.request_id,
         trace_id=response.trace_id,
     )
@@ -184,6 +241,17 @@ def _completion(chunks: Sequence[Chunk], first: Chunk, end: Chunk) -> Completion
         stop_sequence=last.stop_sequence,
         request_id=first.request_id,
         trace_id=first.trace_id,
+        tool_calls=_calls(part for c in chunks for part in c.tool_calls),
+    )
+
+
+def _calls(parts: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    found: dict[int, list[ToolCallDelta]] = {}
+    for part in parts:
+        found.setdefault(part.index, []).append(part)
+    return tuple(
+        ToolCall(id=call[0].id, name=call[0].name, arguments="".join(part.arguments for part in call))
+        for call in found.values()
     )
 
 

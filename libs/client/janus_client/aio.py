@@ -12,7 +12,7 @@ from janus_wire.v1 import generation_pb2, generation_pb2_grpc
 
 from janus_client import _convert
 from janus_client._convert import Conversation, Prompt
-from janus_client.client import Options
+from janus_client.client import ChatOptions, Options
 from janus_client.errors import RequestCancelledError, from_rpc_error
 from janus_client.types import Chunk, Completion, ModelInfo, Tls
 
@@ -89,9 +89,10 @@ class AsyncJanusClient:
         """The continuation of a text or of token ids, streamed; ``await .result()`` waits for the whole."""
         return self._stream(_convert.with_prompt(_convert.generate_request(options), prompt), options)
 
-    def chat(self, messages: Conversation, **options: Unpack[Options]) -> AsyncStream:
+    def chat(self, messages: Conversation, **options: Unpack[ChatOptions]) -> AsyncStream:
         """The assistant's next words: messages go through the model's chat template."""
-        return self._stream(_convert.with_chat(_convert.generate_request(options), messages), options)
+        request = _convert.with_chat(_convert.generate_request(options), messages)
+        return self._stream(_convert.with_tools(request, options), options)
 
     async def count_tokens(self, prompt: Prompt, *, timeout_s: float | None = None) -> int:
         """Tokens that a prompt has, as ``generate`` would count them."""

@@ -12,7 +12,7 @@ from janus_wire.v1 import generation_pb2, generation_pb2_grpc
 from janus_client import _convert
 from janus_client._convert import Conversation, Prompt
 from janus_client.errors import from_rpc_error
-from janus_client.types import Chunk, Completion, ModelInfo, Tls
+from janus_client.types import Chunk, Completion, ModelInfo, Tls, Tool
 
 
 class Options(TypedDict, total=False):
@@ -65,6 +65,17 @@ class Options(TypedDict, total=False):
     """Empty: whatever is served."""
     timeout_s: float | None
     """Deadline of the whole call; None: the client's."""
+
+
+class ChatOptions(Options, total=False):
+    """Keyword arguments of ``chat``."""
+
+    tools: Sequence[Tool]
+    """What the model may call; models without tool calls refuse them."""
+    tool_choice: str
+    """``auto`` (default), ``none``, ``required``, or the name of the tool that must be called."""
+    parallel_tool_calls: bool
+    """False: at most one call."""
 
 
 class Stream:
@@ -137,9 +148,10 @@ class JanusClient:
         """The continuation of a text or of token ids, streamed; ``.result()`` waits for the whole."""
         return self._stream(_convert.with_prompt(_convert.generate_request(options), prompt), options)
 
-    def chat(self, messages: Conversation, **options: Unpack[Options]) -> Stream:
+    def chat(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Stream:
         """The assistant's next words: messages go through the model's chat template."""
-        return self._stream(_convert.with_chat(_convert.generate_request(options), messages), options)
+        request = _convert.with_chat(_convert.generate_request(options), messages)
+        return self._stream(_convert.with_tools(request, options), options)
 
     def count_tokens(self, prompt: Prompt, *, timeout_s: float | None = None) -> int:
         """Tokens that a prompt has, as ``generate`` would count them."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +20,49 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool, by the model."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON text of an object, as the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """More of a call in a stream: first its id and name, then its arguments' text."""
+
+    index: int
+    """Which call of the answer."""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    """JSON Schema of the arguments' object; None: any."""
+    strict: bool = False
+    """Schema keywords that guided output does not know are an error where a call is forced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: str = ""
+    name: str = ""
+    tool_call_id: str = ""
+    """Role tool: the call that this answers."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Role assistant: what it called, as :class:`Completion` has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +105,8 @@ class Chunk:
     """Set in the last chunk; counts all answers."""
     stop_sequence: str | None = None
     """The stop string that ended the stream."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    """Parts of tool calls; their text is not in ``text``."""
     request_id: str = ""
     trace_id: str = ""
     """For `janus trace`; set in the first chunk."""
@@ -84,6 +125,7 @@ class Completion:
     stop_sequence: str | None
     request_id: str
     trace_id: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

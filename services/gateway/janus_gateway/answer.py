@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from janus_models.detokenizer import IncrementalDetokenizer
 from janus_wire.v1 import common_pb2
 
 from janus_gateway.stops import StopScanner
+from janus_gateway.tools import CallPart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,24 @@ class Piece:
     """Set in the last piece."""
     stop_sequence: str = ""
     """The stop string that ended the answer."""
+    calls: tuple[CallPart, ...] = ()
+    """Parts of tool calls; their text is not in ``text``."""
 
 
 class Answer:
     """Feed every token once; a token is given out together with the last of its text."""
 
-    def __init__(self, detokenizer: IncrementalDetokenizer, stops: Sequence[str], min_tokens: int) -> None:
-        self._detokenizer = detokenizer
+    def __init__(
+        self,
+        detokenizer: Callable[[], IncrementalDetokenizer],
+        stops: Sequence[str],
+        min_tokens: int,
+        markers: Mapping[int, str] | None = None,
+    ) -> None:
+        """``markers``: special tokens that have a text here, which those of ``detokenizer`` leave out."""
+        self._new_detokenizer = detokenizer
+        self._detokenizer = detokenizer()
+        self._markers = markers or {}
         self._scanner = StopScanner(stops)
         self._min_tokens = min_tokens
         self._waiting: deque[tuple[Token, int]] = deque()
@@ -53,7 +65,7 @@ class Answer:
         """``finish``: the worker's finish reason; STOP means that this token is the one that ended it."""
         self.ids.append(token_id)
         ending = finish == common_pb2.FINISH_REASON_STOP
-        text = "" if ending else self._detokenizer.push([token_id])
+        text = "" if ending else self._text(token_id)
         self._take(token_id, logprobs, text, hidden=ending)
         exempt = len(self.ids) <= self._min_tokens
         out, stop = (text, None) if exempt else self._scanner.push(text)
@@ -75,6 +87,13 @@ class Answer:
         out, stop = self._rest(owned=True)
         self._given += len(out)
         return self._last(out, common_pb2.FINISH_REASON_STOP if stop is not None else finish, stop or "")
+
+    def _text(self, token_id: int) -> str:
+        if token_id not in self._markers:
+            return self._detokenizer.push([token_id])
+        before = self._detokenizer.flush()
+        self._detokenizer = self._new_detokenizer()
+        return before + self._markers[token_id]
 
     def _rest(self, *, owned: bool) -> tuple[str, str | None]:
         """All text still kept back, and the stop string in it; ``owned``: it is the last token's."""

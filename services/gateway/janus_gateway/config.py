@@ -8,6 +8,8 @@ from pathlib import Path
 from janus_runtime.errors import InvalidArgument
 from janus_runtime.settings import ServiceSettings, setting
 
+from janus_gateway.tools import FORMATS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings(ServiceSettings):
@@ -29,6 +31,8 @@ class GatewaySettings(ServiceSettings):
     """Most sequences (prompts times n) in one request."""
     max_body_bytes: int = setting(8 * 1024 * 1024, minimum=1024, maximum=64 * 1024 * 1024)
     """Largest request, in bytes."""
+    tool_format: str = "auto"
+    """How the model writes tool calls: auto (from its chat template), none, or a name of janus_gateway.tools."""
     max_context: int = setting(0, minimum=0)
     """Most tokens of prompt and answer together; 0: what the model can."""
     request_timeout_s: float = setting(600.0, minimum=0.1, maximum=86400)
@@ -47,6 +51,13 @@ class GatewaySettings(ServiceSettings):
         """The model directory. Raises InvalidArgument when it is none, or TLS is asked for without files."""
         if self.http_tls and not (self.tls_cert and self.tls_key):
             raise InvalidArgument("needs --tls-cert and --tls-key", field="--http-tls", value=True)
+        if self.tool_format not in ("auto", "none", *FORMATS):
+            raise InvalidArgument(
+                "is unknown",
+                field="--tool-format",
+                value=self.tool_format,
+                allowed=", ".join(("auto", "none", *FORMATS)),
+            )
         path = Path(self.model).expanduser()
         if not (path / "config.json").is_file():
             raise InvalidArgument(

@@ -32,6 +32,8 @@ from janus_gateway.metrics import GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.pool import Target, WorkerPool
 from janus_gateway.sampling import choice_seed
+from janus_gateway.tools import ToolParser
+from janus_gateway.tools.plan import ToolPlan
 
 log = logging.getLogger("janus.gateway")
 
@@ -52,6 +54,8 @@ class Job:
     """``gen_ai.operation.name``."""
     guide_field: str = GUIDE_FIELD
     """How the client's protocol spells the field that the guide comes from, for errors."""
+    tools: ToolPlan | None = None
+    """How calls of tools are read; None: there are none."""
     started: float = field(default_factory=time.monotonic)
     """When the request arrived, monotonic."""
     deadline: float
@@ -129,7 +133,9 @@ class Generator:
         Raises JanusError: what the worker says of the request; Unavailable when no worker could take or
         continue it within ``retry_s``; DeadlineExceeded.
         """
-        answer = Answer(self._model.tokenizer.stream(), job.stops, job.sampling.min_tokens)
+        markers = job.tools.markers if job.tools is not None else None
+        answer = Answer(self._model.tokenizer.stream, job.stops, job.sampling.min_tokens, markers)
+        parser = job.tools.parser() if job.tools is not None else None
         clock = _Clock(job, self._metrics)
         span = tracer().start_span(
             "stream", attributes={"janus.prompt_tokens": len(job.prompt), "janus.request_id": job.request_id}
@@ -139,7 +145,7 @@ class Generator:
             async with contextlib.aclosing(self._pieces(job, answer, clock, span)) as pieces:
                 async for piece in pieces:
                     ended = bool(piece.finish_reason)
-                    yield piece
+                    yield piece if parser is None else _with_calls(piece, parser)
         except (GeneratorExit, asyncio.CancelledError):
             if not ended:
                 self._metrics.cancelled()
@@ -266,6 +272,14 @@ def current_trace_id() -> str:
     """32 hex digits: the current trace's id, or a random one when nothing is traced."""
     context = trace.get_current_span().get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else secrets.token_hex(16)
+
+
+def _with_calls(piece: Piece, parser: ToolParser) -> Piece:
+    text, calls = parser.push(piece.text, last=bool(piece.finish_reason))
+    finish = piece.finish_reason
+    if finish == common_pb2.FINISH_REASON_STOP and parser.called:
+        finish = common_pb2.FINISH_REASON_TOOL_CALLS
+    return dataclasses.replace(piece, text=text, calls=calls, finish_reason=finish)
 
 
 def _take(response: attention_pb2.AttentionServiceGenerateResponse, answer: Answer) -> Iterator[Piece]:

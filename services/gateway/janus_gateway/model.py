@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from janus_models.tokenizer import Tokenizer
 from janus_runtime.errors import InvalidArgument
 
 from janus_gateway.config import GatewaySettings
+from janus_gateway.tools import FORMATS, ToolFormat, detect
 
 _THREAD_CHARS = 4096
 """Texts longer than this are tokenized in a thread: the event loop has other streams to serve."""
@@ -65,6 +67,7 @@ class ServedModel:
         self.name = settings.model_name or directory.resolve().name
         self.context = min(self.config.max_positions, settings.max_context or self.config.max_positions)
         """Most tokens of prompt and answer together."""
+        self._tool_format = settings.tool_format
         self._byte_level = _uses_byte_level(directory / "tokenizer.json")
 
     async def encode(self, text: str, field: str) -> list[int]:
@@ -72,14 +75,38 @@ class ServedModel:
         _check_text(text, field)
         return await _apart(len(text), lambda: self.tokenizer.encode(text))
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+    async def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """Ids of a conversation, ready for the assistant's words. ChatTemplateError when refused."""
         size = 0
         for index, message in enumerate(messages):
             content = str(message.get("content") or "")
             _check_text(content, f"messages[{index}].content")
-            size += len(content)
-        return await _apart(size, lambda: self.tokenizer.apply_chat(messages, **variables))
+            calls = json.dumps(message.get("tool_calls") or [], ensure_ascii=False)
+            _check_text(calls, f"messages[{index}].tool_calls")
+            size += len(content) + len(calls)
+        shown = json.dumps(tools or [], ensure_ascii=False)
+        _check_text(shown, "tools")
+        return await _apart(
+            size + len(shown), lambda: self.tokenizer.apply_chat(messages, tools=tools or None)
+        )
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None: not at all, as far as is known."""
+        if self._tool_format != "auto":
+            return FORMATS.get(self._tool_format)
+        template = self.tokenizer.chat_template
+        return None if template is None else detect(template.source)
+
+    def special_id(self, text: str) -> int | None:
+        """Id of a special token by its text."""
+        return self._special.get(text)
+
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        return {self.tokenizer.token_text(number): number for number in self.tokenizer.special_ids}
 
     def token_text(self, token_id: int) -> str:
         """One token's text by itself; U+FFFD where it is part of a character."""

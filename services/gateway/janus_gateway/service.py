@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import secrets
 import time
@@ -18,15 +19,16 @@ from janus_gateway.answer import Piece
 from janus_gateway.auth import ApiKeys
 from janus_gateway.config import GatewaySettings
 from janus_gateway.fanin import merged
-from janus_gateway.generation import Generator, Job, current_trace_id
+from janus_gateway.generation import GUIDE_FIELD, Generator, Job, current_trace_id
 from janus_gateway.metrics import GENERATE, GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.pool import WorkerPool
 from janus_gateway.sampling import Ask, Names, check, check_ids, resolve
+from janus_gateway.tools.plan import ToolPlan, plan
+from janus_gateway.tools.proto import plain_messages, tool_ask
 
 _NAMES = Names(prefix="sampling.")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_ROLES = ("system", "user", "assistant", "tool")
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -78,7 +80,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.CountTokensResponse:
         """Tokens that a prompt has, as Generate would count them."""
         self._authorize(context)
-        ids = await self._prompt(request)
+        ids = await self._prompt(request, self._tools(request))
         return generation_pb2.CountTokensResponse(tokens=len(ids), token_ids=ids)
 
     async def GetModelInfo(
@@ -134,10 +136,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             raise InvalidArgument(
                 "is out of range", field="n", value=choices, allowed=f"1..{self._settings.max_choices}"
             )
-        ask = Ask.from_proto(request.sampling)
+        ask, tools = Ask.from_proto(request.sampling), self._tools(request)
+        if tools is not None:
+            ask = dataclasses.replace(ask, guide=tools.guide(ask.guide))
         check(ask, _NAMES, self._model.config.vocab_size)
         with tracer().start_as_current_span("tokenize") as span:
-            prompt = await self._prompt(request)
+            prompt = await self._prompt(request, tools)
             span.set_attribute("janus.prompt_tokens", len(prompt))
         names = Names(prefix=_NAMES.prefix, prompt=str(request.WhichOneof("input")))
         sampling = resolve(
@@ -151,13 +155,24 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             sampling=sampling,
             stops=ask.stop,
             operation=GENERATE,
+            guide_field="chat.tools" if tools is not None and tools.ask.forced else GUIDE_FIELD,
+            tools=tools,
             started=started,
             deadline=started + (limit if remaining is None else min(limit, remaining)),
         )
         return [job.choice(index) for index in range(choices)]
 
-    async def _prompt(
+    def _tools(
         self, request: generation_pb2.GenerateRequest | generation_pb2.CountTokensRequest
+    ) -> ToolPlan | None:
+        if request.WhichOneof("input") != "chat":
+            return None
+        return plan(tool_ask(request.chat), self._model.tool_format, self._model.special_id)
+
+    async def _prompt(
+        self,
+        request: generation_pb2.GenerateRequest | generation_pb2.CountTokensRequest,
+        tools: ToolPlan | None,
     ) -> list[int]:
         if request.ByteSize() > self._settings.max_body_bytes:
             raise InvalidArgument(
@@ -173,16 +188,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             check_ids(ids, "prompt_tokens.ids", self._model.config.vocab_size)
             return ids
         if kind == "chat":
-            messages = [{"role": m.role, "content": m.content} for m in request.chat.messages]
-            for index, message in enumerate(messages):
-                if message["role"] not in _ROLES:
-                    raise InvalidArgument(
-                        "unknown role",
-                        field=f"chat.messages[{index}].role",
-                        value=message["role"],
-                        allowed=", ".join(_ROLES),
-                    )
-            return await self._model.encode_chat(messages)
+            messages = plain_messages(request.chat, self._model.tool_format)
+            return await self._model.encode_chat(messages, tools.rendered() if tools is not None else None)
         raise InvalidArgument("is required", field="input", allowed="prompt, prompt_tokens or chat")
 
     @contextlib.contextmanager
@@ -212,4 +219,10 @@ def _response(request_id: str, index: int, piece: Piece) -> generation_pb2.Gener
         logprobs=[token.logprobs for token in piece.tokens if token.logprobs is not None],
         finish_reason=common_pb2.FinishReason.Name(piece.finish_reason),  # type: ignore[arg-type]
         stop_sequence=piece.stop_sequence,
+        tool_calls=[
+            generation_pb2.ToolCallDelta(
+                index=part.index, id=part.id, name=part.name, arguments=part.arguments
+            )
+            for part in piece.calls
+        ],
     )

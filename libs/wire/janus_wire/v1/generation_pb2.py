@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from janus_wire.v1 import common_pb2 as janus__wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejanus_wire/v1/generation.proto\x12\x08janus.v1\x1a\x1ajanus_wire/v1/common.proto\"x\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12&\n\ntool_calls\x18\x05 \x03(\x0b\x32\x12.janus.v1.ToolCall\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"\xa2\x01\n\nToolChoice\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x19.janus.v1.ToolChoice.ModeH\x00\x12\x12\n\x08\x66unction\x18\x02 \x01(\tH\x00\"M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x42\x06\n\x04kind\"\xb8\x01\n\tChatInput\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.janus.v1.ChatMessage\x12\x1d\n\x05tools\x18\x02 \x03(\x0b\x32\x0e.janus.v1.Tool\x12)\n\x0btool_choice\x18\x03 \x01(\x0b\x32\x14.janus.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_parallel_tool_calls\"\xe3\x01\n\x0fGenerateRequest\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\rprompt_tokens\x18\x02 \x01(\x0b\x32\x12.janus.v1.TokenIdsH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.janus.v1.ChatInputH\x00\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.janus.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x01n\x18\x07 \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05inputB\x04\n\x02_n\"\xa6\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.janus.v1.FinishReason\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.janus.v1.Usage\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.janus.v1.TokenLogprobs\x12\x15\n\rstop_sequence\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\r\n\x05index\x18\t \x01(\r\x12+\n\ntool_calls\x18\n \x03(\x0b\x32\x17.janus.v1.ToolCallDelta\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\x81\x01\n\x12\x43ountTokensRequest\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\rprompt_tokens\x18\x02 \x01(\x0b\x32\x12.janus.v1.TokenIdsH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.janus.v1.ChatInputH\x00\x42\x07\n\x05input\"8\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x15\n\x13GetModelInfoRequest\"\xc9\x01\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x13\n\x0bnum_experts\x18\x06 \x01(\r\x12\x19\n\x11\x65xperts_per_token\x18\x07 \x01(\r\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t2\xf3\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.janus.v1.GenerateRequest\x1a\x1a.janus.v1.GenerateResponse0\x01\x12J\n\x0b\x43ountTokens\x12\x1c.janus.v1.CountTokensRequest\x1a\x1d.janus.v1.CountTokensResponse\x12M\n\x0cGetModelInfo\x12\x1d.janus.v1.GetModelInfoRequest\x1a\x1e.janus.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejanus_wire/v1/generation.proto\x12\x08janus.v1\x1a\x1ajanus_wire/v1/common.proto\"x\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\x12&\n\ntool_calls\x18\x05 \x03(\x0b\x32\x12.janus.v1.ToolCall\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"M\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"\xa2\x01\n\nToolChoice\x12)\n\x04mode\x18\x01 \x01(\x0e\x32\x19.janus.v1.ToolChoice.ModeH\x00\x12\x12\n\x08\x66unction\x18\x02 \x01(\tH\x00\"M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x42\x06\n\x04kind\"\xb8\x01\n\tChatInput\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.janus.v1.ChatMessage\x12\x1d\n\x05tools\x18\x02 \x03(\x0b\x32\x0e.janus.v1.Tool\x12)\n\x0btool_choice\x18\x03 \x01(\x0b\x32\x14.janus.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_parallel_tool_calls\"\xe3\x01\n\x0fGenerateRequest\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\rprompt_tokens\x18\x02 \x01(\x0b\x32\x12.janus.v1.TokenIdsH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.janus.v1.ChatInputH\x00\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.janus.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x01n\x18\x07 \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05inputB\x04\n\x02_n\"\xa6\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.janus.v1.FinishReason\x12\x1e\n\x05usage\x18\x05 \x01(\x0b\x32\x0f.janus.v1.Usage\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.janus.v1.TokenLogprobs\x12\x15\n\rstop_sequence\x18\x07 \x01(\t\x12\x10\n\x08trace_id\x18\x08 \x01(\t\x12\r\n\x05index\x18\t \x01(\r\x12+\n\ntool_calls\x18\n \x03(\x0b\x32\x17.janus.v1.ToolCallDelta\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\x81\x01\n\x12\x43ountTokensRequest\x12\x10\n\x06prompt\x18\x01 \x01(\tH\x00\x12+\n\rprompt_tokens\x18\x02 \x01(\x0b\x32\x12.janus.v1.TokenIdsH\x00\x12#\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x13.janus.v1.ChatInputH\x00\x42\x07\n\x05input\"8\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x15\n\x13GetModelInfoRequest\"\xc9\x01\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x13\n\x0bnum_experts\x18\x06 \x01(\r\x12\x19\n\x11\x65xperts_per_token\x18\x07 \x01(\r\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t2\xf3\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.janus.v1.GenerateRequest\x1a\x1a.janus.v1.GenerateResponse0\x01\x12J\n\x0b\x43ountTokens\x12\x1c.janus.v1.CountTokensRequest\x1a\x1d.janus.v1.CountTokensResponse\x12M\n\x0cGetModelInfo\x12\x1d.janus.v1.GetModelInfoRequest\x1a\x1e.janus.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLCALL']._serialized_start=194
   _globals['_TOOLCALL']._serialized_end=249
   _globals['_TOOL']._serialized_start=251
-  _globals['_TOOL']._serialized_end=312
-  _globals['_TOOLCHOICE']._serialized_start=315
-  _globals['_TOOLCHOICE']._serialized_end=477
-  _globals['_TOOLCHOICE_MODE']._serialized_start=392
-  _globals['_TOOLCHOICE_MODE']._serialized_end=469
-  _globals['_CHATINPUT']._serialized_start=480
-  _globals['_CHATINPUT']._serialized_end=664
-  _globals['_GENERATEREQUEST']._serialized_start=667
-  _globals['_GENERATEREQUEST']._serialized_end=894
-  _globals['_GENERATERESPONSE']._serialized_start=897
-  _globals['_GENERATERESPONSE']._serialized_end=1191
-  _globals['_TOOLCALLDELTA']._serialized_start=1193
-  _globals['_TOOLCALLDELTA']._serialized_end=1268
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1271
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1400
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1402
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1458
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1460
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1481
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1484
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1685
-  _globals['_GENERATIONSERVICE']._serialized_start=1688
-  _globals['_GENERATIONSERVICE']._serialized_end=1931
+  _globals['_TOOL']._serialized_end=328
+  _globals['_TOOLCHOICE']._serialized_start=331
+  _globals['_TOOLCHOICE']._serialized_end=493
+  _globals['_TOOLCHOICE_MODE']._serialized_start=408
+  _globals['_TOOLCHOICE_MODE']._serialized_end=485
+  _globals['_CHATINPUT']._serialized_start=496
+  _globals['_CHATINPUT']._serialized_end=680
+  _globals['_GENERATEREQUEST']._serialized_start=683
+  _globals['_GENERATEREQUEST']._serialized_end=910
+  _globals['_GENERATERESPONSE']._serialized_start=913
+  _globals['_GENERATERESPONSE']._serialized_end=1207
+  _globals['_TOOLCALLDELTA']._serialized_start=1209
+  _globals['_TOOLCALLDELTA']._serialized_end=1284
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1287
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1416
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1418
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1474
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1476
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1497
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1500
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1701
+  _globals['_GENERATIONSERVICE']._serialized_start=1704
+  _globals['_GENERATIONSERVICE']._serialized_end=1947
 # @@protoc_insertion_point(module_scope)

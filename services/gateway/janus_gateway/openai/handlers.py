@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import secrets
@@ -18,16 +19,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from janus_gateway.answer import Piece, Token
+from janus_gateway.answer import Piece
 from janus_gateway.config import GatewaySettings
 from janus_gateway.fanin import merged
 from janus_gateway.generation import Generator, Job
 from janus_gateway.metrics import CHAT, COMPLETION, GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.openai import errors
-from janus_gateway.openai.schemas import ChatRequest, CompletionRequest
+from janus_gateway.openai.schemas import ChatRequest, CompletionRequest, plain_messages
 from janus_gateway.openai.shapes import ChatShape, CompletionShape, Shape, usage
 from janus_gateway.sampling import Names, check, check_ids, resolve
+from janus_gateway.tools.plan import ToolPlan, plan
 
 log = logging.getLogger("janus.gateway")
 
@@ -51,11 +53,14 @@ async def chat_completions(request: Request, parts: Parts) -> Response:
     """``POST /v1/chat/completions``."""
     body = ChatRequest.parse(await _body(request, parts.settings))
     _check_model(body.model, parts.model)
+    model = parts.model
+    tools = plan(body.tool_ask(), model.tool_format, model.special_id)
     with tracer().start_as_current_span("tokenize") as span:
-        prompt = await parts.model.encode_chat([message.plain() for message in body.messages])
+        messages = plain_messages(body.messages, model.tool_format)
+        prompt = await model.encode_chat(messages, tools.rendered() if tools else None)
         span.set_attribute("janus.prompt_tokens", len(prompt))
     names = Names(max_tokens=body.max_tokens_name, prompt="messages", logprobs="top_logprobs")
-    jobs = _jobs(request, parts, body, [prompt], names, CHAT, None)
+    jobs = _jobs(request, parts, body, [prompt], names, CHAT, None, tools)
     return await _respond(request, parts, body, jobs, ChatShape(parts.model))
 
 
@@ -109,6 +114,7 @@ def _jobs(
     names: Names,
     operation: str,
     default_max_tokens: int | None,
+    tools: ToolPlan | None = None,
 ) -> list[Job]:
     """One per choice: prompts times n, in the order of their index."""
     if not 1 <= body.choices * len(prompts) <= parts.settings.max_choices or body.choices < 1:
@@ -119,7 +125,10 @@ def _jobs(
             value=body.choices,
             allowed=f"1..{limit} with {len(prompts)} prompts",
         )
-    ask = body.ask()
+    ask, guide_field = body.ask(), body.guide[1]
+    if tools is not None:
+        ask = dataclasses.replace(ask, guide=tools.guide(ask.guide))
+        guide_field = guide_field if guide_field and not tools.ask.forced else "tools"
     check(ask, names, parts.model.config.vocab_size)
     started = request.scope["janus.started"]
     jobs: list[Job] = []
@@ -139,7 +148,8 @@ def _jobs(
             sampling=sampling,
             stops=ask.stop,
             operation=operation,
-            guide_field=body.guide[1],
+            guide_field=guide_field,
+            tools=tools,
             started=started,
             deadline=started + parts.settings.request_timeout_s,
         )
@@ -221,18 +231,11 @@ async def _disconnected(request: Request) -> None:
 async def _whole(
     pieces: AsyncGenerator[tuple[int, Piece], None], jobs: Sequence[Job], shape: Shape, prompts: int
 ) -> JSONResponse:
-    texts: list[list[str]] = [[] for _ in jobs]
-    tokens: list[list[Token]] = [[] for _ in jobs]
-    finishes = [0] * len(jobs)
+    found: list[list[Piece]] = [[] for _ in jobs]
     async for index, piece in pieces:
-        texts[index].append(piece.text)
-        tokens[index].extend(piece.tokens)
-        finishes[index] = piece.finish_reason
-    choices = [
-        shape.choice(index, "".join(texts[index]), tokens[index], finishes[index], jobs[index])
-        for index in range(len(jobs))
-    ]
-    spent = usage(jobs, [len(t) for t in tokens], prompts)
+        found[index].append(piece)
+    choices = [shape.choice(index, found[index], job) for index, job in enumerate(jobs)]
+    spent = usage(jobs, [sum(len(piece.tokens) for piece in one) for one in found], prompts)
     return JSONResponse({**_head(shape, shape.whole_object), "choices": choices, "usage": spent})
 
 

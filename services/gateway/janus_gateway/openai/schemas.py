@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from janus_gateway.openai.errors import from_validation
 from janus_gateway.openai.guides import guide_of
 from janus_gateway.sampling import MAX_LOGPROBS, Ask
+from janus_gateway.tools import Function, ToolFormat
+from janus_gateway.tools.plan import ToolAsk, arguments_of
 
 B = TypeVar("B", bound="_Body")
 
@@ -27,8 +29,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "reasoning_effort": (),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -170,6 +170,41 @@ class _Body(BaseModel):
             raise from_validation(error) from error
 
 
+class FunctionBody(BaseModel):
+    """``tools[].function``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """``tools[]``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class CalledFunction(BaseModel):
+    """``messages[].tool_calls[].function``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """``messages[].tool_calls[]``."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     """One message; a list of text parts counts as their concatenation."""
 
@@ -178,7 +213,7 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -205,13 +240,23 @@ class ChatMessage(BaseModel):
             texts.append(part["text"])
         return "".join(texts)
 
-    def plain(self) -> dict[str, Any]:
-        """For the chat template, which knows no developers."""
-        fields = self.model_dump(exclude_none=True)
+
+def plain_messages(messages: Sequence[ChatMessage], form: ToolFormat | None) -> list[dict[str, Any]]:
+    """For the chat template, which knows no developers, and wants arguments as ``form`` does.
+
+    Raises InvalidArgument for arguments that are no JSON object.
+    """
+    plain = []
+    for index, message in enumerate(messages):
+        fields = message.model_dump(exclude_none=True)
         fields.setdefault("content", "")
-        if self.role == "developer":
+        if message.role == "developer":
             fields["role"] = "system"
-        return fields
+        for place, call in enumerate(fields.get("tool_calls", ())):
+            field = f"messages[{index}].tool_calls[{place}].function.arguments"
+            call["function"]["arguments"] = arguments_of(call["function"]["arguments"], field, form)
+        plain.append(fields)
+    return plain
 
 
 class ChatRequest(_Body):
@@ -228,7 +273,7 @@ class ChatRequest(_Body):
     prediction: Any = None
     reasoning_effort: Any = None
     tool_choice: Any = None
-    tools: Any = None
+    tools: list[Tool] | None = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -236,6 +281,39 @@ class ChatRequest(_Body):
     def max_tokens_name(self) -> str:
         """The spelling that the client used."""
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    def tool_ask(self) -> ToolAsk:
+        """The tools, and what is said of calling them."""
+        functions = tuple(
+            Function(
+                name=tool.function.name,
+                description=tool.function.description or "",
+                parameters=tool.function.parameters,
+                strict=bool(tool.function.strict),
+            )
+            for tool in self.tools or ()
+        )
+        choice, name = self.tool_choice, ""
+        if isinstance(choice, dict):
+            inner = choice.get("function")
+            name = (
+                inner.get("name", "") if isinstance(inner, dict) and choice.get("type") == "function" else ""
+            )
+            choice = "required" if isinstance(name, str) and name else choice
+        if choice not in (None, "auto", "none", "required"):
+            raise InvalidArgument(
+                "cannot be used",
+                field="tool_choice",
+                value=choice,
+                allowed='"none", "auto", "required" or {"type": "function", "function": {"name": ...}}',
+            )
+        return ToolAsk(
+            functions=functions,
+            mode=choice or "auto",
+            name=name,
+            parallel=self.parallel_tool_calls is not False,
+            fields={"name": "tools[{}].function.name"},
+        )
 
     def ask(self) -> Ask:
         """The sampling fields."""

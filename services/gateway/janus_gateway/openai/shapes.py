@@ -11,8 +11,13 @@ from janus_gateway.answer import Piece, Token
 from janus_gateway.generation import Job
 from janus_gateway.model import ServedModel
 from janus_gateway.openai import logprobs
+from janus_gateway.tools import CallPart
 
-_FINISH: dict[int, str] = {common_pb2.FINISH_REASON_STOP: "stop", common_pb2.FINISH_REASON_LENGTH: "length"}
+_FINISH: dict[int, str] = {
+    common_pb2.FINISH_REASON_STOP: "stop",
+    common_pb2.FINISH_REASON_LENGTH: "length",
+    common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
 
 
 class Shape(Protocol):
@@ -23,8 +28,8 @@ class Shape(Protocol):
     chunk_object: ClassVar[str]
     id_prefix: ClassVar[str]
 
-    def choice(self, index: int, text: str, tokens: Sequence[Token], finish: int, job: Job) -> dict[str, Any]:
-        """A finished choice."""
+    def choice(self, index: int, pieces: Sequence[Piece], job: Job) -> dict[str, Any]:
+        """A finished choice, from all of its pieces."""
         ...
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
@@ -51,6 +56,33 @@ def _wants_logprobs(job: Job) -> bool:
     return job.sampling.HasField("logprobs")
 
 
+def _text(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def _tokens(pieces: Sequence[Piece]) -> list[Token]:
+    return [token for piece in pieces for token in piece.tokens]
+
+
+def _calls(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """Whole calls from their parts."""
+    found: dict[int, dict[str, Any]] = {}
+    for part in (part for piece in pieces for part in piece.calls):
+        function = found.setdefault(part.index, _call(part, {"name": part.name, "arguments": ""}))["function"]
+        function["arguments"] += part.arguments
+    return list(found.values())
+
+
+def _call(part: CallPart, function: dict[str, str]) -> dict[str, Any]:
+    return {"id": part.id, "type": "function", "function": function}
+
+
+def _call_delta(part: CallPart) -> dict[str, Any]:
+    if not part.id:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    return {"index": part.index, **_call(part, {"name": part.name, "arguments": part.arguments})}
+
+
 class ChatShape:
     """``chat.completion`` and its chunks."""
 
@@ -61,13 +93,18 @@ class ChatShape:
     def __init__(self, model: ServedModel) -> None:
         self.model = model
 
-    def choice(self, index: int, text: str, tokens: Sequence[Token], finish: int, job: Job) -> dict[str, Any]:
-        """A finished choice."""
+    def choice(self, index: int, pieces: Sequence[Piece], job: Job) -> dict[str, Any]:
+        """A finished choice. With calls of tools, blank text is no content."""
+        text, tokens = _text(pieces), _tokens(pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls := _calls(pieces):
+            message["content"] = text if text.strip() else None
+            message["tool_calls"] = calls
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": logprobs.chat(tokens, self.model) if _wants_logprobs(job) else None,
-            "finish_reason": _FINISH[finish],
+            "finish_reason": _FINISH[pieces[-1].finish_reason],
         }
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
@@ -81,8 +118,10 @@ class ChatShape:
         probs = None
         if _wants_logprobs(job) and logprobs.visible(piece.tokens):
             probs = logprobs.chat(piece.tokens, self.model)
-        if piece.text or probs:
-            delta = {"content": piece.text}
+        if piece.text or probs or piece.calls:
+            delta: dict[str, Any] = {"content": piece.text} if piece.text or not piece.calls else {}
+            if piece.calls:
+                delta["tool_calls"] = [_call_delta(part) for part in piece.calls]
             yield {"index": index, "delta": delta, "logprobs": probs, "finish_reason": None}
         if piece.finish_reason:
             reason = _FINISH[piece.finish_reason]
@@ -99,13 +138,14 @@ class CompletionShape:
     def __init__(self, model: ServedModel) -> None:
         self.model = model
 
-    def choice(self, index: int, text: str, tokens: Sequence[Token], finish: int, job: Job) -> dict[str, Any]:
+    def choice(self, index: int, pieces: Sequence[Piece], job: Job) -> dict[str, Any]:
         """A finished choice."""
+        probs = logprobs.completion(_tokens(pieces), self.model) if _wants_logprobs(job) else None
         return {
             "index": index,
-            "text": text,
-            "logprobs": logprobs.completion(tokens, self.model) if _wants_logprobs(job) else None,
-            "finish_reason": _FINISH[finish],
+            "text": _text(pieces),
+            "logprobs": probs,
+            "finish_reason": _FINISH[pieces[-1].finish_reason],
         }
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
