@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as Items
 
 import pytest
-from janus_attention.batcher import Batcher, BlockPool
+from janus_attention.batcher import Batcher, Piece
+from janus_attention.blocks import BlockPool
+from janus_attention.budget import PrefillBudget
 from janus_attention.sequence import Finish, Sampling, Sequence
 
 
@@ -18,18 +21,25 @@ def make(number: int, prompt: int, max_tokens: int) -> Sequence:
     )
 
 
-def step(batcher: Batcher, context: int = 10_000) -> list[Sequence]:
-    """One step as the engine does it; the sequences that ended."""
+def step(batcher: Batcher, pieces: list[Piece], context: int = 10_000) -> list[Sequence]:
+    """One step as the engine does it, each new token being 7; the sequences that ended."""
     ended = []
-    for piece in batcher.next_batch():
-        seq, last = piece.seq, piece.last
-        assert len(seq.blocks) * batcher.pool.block_size >= seq.computed + piece.count
-        seq.computed += piece.count
-        if last:
+    for piece in pieces:
+        seq, before, rows = piece.seq, piece.seq.computed, piece.rows
+        assert len(piece.tokens) == piece.count
+        assert len(seq.blocks) * batcher.pool.block_size >= before + piece.count
+        seq.computed += piece.count - len(piece.draft)
+        batcher.pool.commit(seq, before)
+        for row in range(rows):
             seq.tokens.append(7)
             if seq.finish_after(7, context) is not None:
                 batcher.remove(seq)
                 ended.append(seq)
+                break
+            if row == rows - 1 or piece.draft[row] != 7:
+                break
+            seq.computed += 1
+            batcher.pool.commit(seq, seq.computed - 1)
     return ended
 
 
@@ -37,7 +47,7 @@ def test_decode_comes_before_a_long_prompt() -> None:
     batcher = Batcher(BlockPool(100, 4), max_batch_tokens=8, max_sequences=8)
     short = make(1, 3, 50)
     batcher.add(short)
-    step(batcher)
+    step(batcher, batcher.next_batch())
     batcher.add(make(2, 100, 5))
     for _ in range(5):
         pieces = batcher.next_batch()
@@ -56,17 +66,32 @@ def test_arrival_order_holds_when_blocks_are_short() -> None:
     assert [seq.id for seq in batcher.waiting] == [2]
 
 
-@pytest.mark.parametrize("seed", range(20))
+class Guesses:
+    """Drafts at random; ``step`` below finds the first one right now and then."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.draw = draw
+
+    def propose(self, tokens: Items[int], most: int) -> list[int]:
+        return [self.draw.choice([7, 8]) for _ in range(self.draw.randint(0, most))]
+
+
+@pytest.mark.parametrize("seed", range(30))
 def test_every_sequence_ends_and_no_block_leaks(seed: int) -> None:
     draw = random.Random(seed)
-    pool = BlockPool(draw.randrange(6, 20), 4)
+    pool = BlockPool(draw.randrange(6, 20), 4, caching=seed % 2 == 1)
     budget = draw.randrange(1, 24)
-    batcher = Batcher(pool, max_batch_tokens=budget, max_sequences=draw.randrange(1, 8))
+    batcher = Batcher(
+        pool, max_batch_tokens=budget, max_sequences=draw.randrange(1, 8),
+        budget=PrefillBudget(most=budget, fixed=draw.choice([0, 1, budget])),
+        drafter=Guesses(draw), draft_tokens=draw.choice([0, 3]),
+    )  # fmt: skip
     capacity = batcher.capacity
     left = {}
     for number in range(30):
         prompt = draw.randrange(1, capacity // 2)
         left[number] = make(number, prompt, draw.randrange(1, capacity // 2))
+        left[number].priority = draw.choice([0, 0, 0, 1])
     pending = list(left.values())
     for _ in range(20_000):
         if pending and draw.random() < 0.3:
@@ -74,15 +99,58 @@ def test_every_sequence_ends_and_no_block_leaks(seed: int) -> None:
         pieces = batcher.next_batch()
         assert sum(piece.count for piece in pieces) <= budget
         assert len({piece.seq.id for piece in pieces}) == len(pieces)
+        assert all(piece.seq in batcher.running for piece in pieces)
         owned = [block for seq in batcher.running for block in seq.blocks]
-        assert len(owned) == len(set(owned)) == pool.count - pool.free
-        for seq in step(batcher, capacity):
+        assert len(set(owned)) == pool.count - pool.free
+        assert pool.caching or len(owned) == len(set(owned))
+        for seq in step(batcher, pieces, capacity):
             assert seq.generated == seq.sampling.max_tokens
             del left[seq.id]
+        batcher.observe(pieces, 0.01 * draw.random())
         if not left:
             break
     assert not left
     assert pool.free == pool.count
+
+
+def test_a_short_prompt_overtakes_long_ones_and_they_share_alike() -> None:
+    batcher = Batcher(BlockPool(1000, 4), max_batch_tokens=24, max_sequences=8)
+    long = [make(number, 600, 5) for number in range(3)]
+    for seq in long:
+        batcher.add(seq)
+    for _ in range(10):
+        step(batcher, batcher.next_batch())
+    assert {seq.computed for seq in long} == {80}
+    batcher.add(make(9, 10, 1))
+    ended = [step(batcher, batcher.next_batch()) for _ in range(3)]
+    assert [seq.id for some in ended for seq in some] == [9]
+
+
+def test_prompts_take_turns_where_the_budget_is_less_than_a_block() -> None:
+    batcher = Batcher(
+        BlockPool(1000, 4), max_batch_tokens=64, max_sequences=8, budget=PrefillBudget(most=64, fixed=3)
+    )
+    stream, long = make(0, 1, 500), [make(number, 300, 5) for number in (1, 2)]
+    batcher.add(stream)
+    step(batcher, batcher.next_batch())
+    for seq in long:
+        batcher.add(seq)
+    for _ in range(40):
+        step(batcher, batcher.next_batch())
+    assert [seq.computed for seq in long] == [60, 60]
+    assert stream.generated == 41
+
+
+def test_the_lowest_in_rank_gives_its_blocks_up() -> None:
+    batcher = Batcher(BlockPool(6, 4), max_batch_tokens=64, max_sequences=8)
+    seqs = [make(number, 7, 40) for number in range(3)]
+    seqs[0].priority = -1
+    for seq in seqs:
+        batcher.add(seq)
+    for _ in range(3):
+        step(batcher, batcher.next_batch())
+    assert batcher.waiting == [seqs[0]] and batcher.preemptions == 1
+    assert [seq.computed for seq in seqs] == [0, 9, 9]
 
 
 def test_finish_reasons() -> None:

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from janus_attention.drafter import Drafter
 from janus_attention.engine import AttentionEngine
 from janus_attention.engine import EngineOptions as AttentionOptions
 from janus_models.checkpoint import Checkpoint
@@ -87,6 +88,7 @@ class InProcessMesh:
         transport: str = "inproc",
         attention_options: AttentionOptions | None = None,
         moe_options: MoeOptions | None = None,
+        drafter: Drafter | None = None,
         timeout_s: float = 60.0,
     ) -> None:
         self.model_dir = Path(model_dir)
@@ -102,6 +104,7 @@ class InProcessMesh:
         self._moe_options = moe_options or MoeOptions(
             max_batch_tokens=self._attention_options.max_batch_tokens
         )
+        self._drafter = drafter
         self._timeout_s = timeout_s
         self._members = itertools.count(1)
         self._requests = itertools.count(1)
@@ -143,7 +146,7 @@ class InProcessMesh:
             checkpoint = Checkpoint(self.model_dir)
             return AttentionEngine(
                 AttentionModel(self.config, checkpoint), ExpertModel(self.config, checkpoint), transport, link,
-                member=member, options=self._attention_options,
+                member=member, options=self._attention_options, drafter=self._drafter,
             )  # fmt: skip
 
         worker = self._start("attention", build)
@@ -236,6 +239,7 @@ class InProcessMesh:
         resumed: Sequence[int] = (),
         logits: bool = False,
         trace: tuple[str, str] | None = None,
+        priority: int = 0,
         **sampling: Any,
     ) -> int:
         """Queue a request on an attention worker; its number for :meth:`answer`."""
@@ -245,7 +249,7 @@ class InProcessMesh:
         self.attention[worker].send(
             {
                 "t": "submit", "id": number, "prompt": list(prompt), "resumed": list(resumed), "logits": logits,
-                "sampling": merged, "trace": trace,
+                "sampling": merged, "trace": trace, "priority": priority,
             }
         )  # fmt: skip
         return number
@@ -320,3 +324,14 @@ class InProcessMesh:
                 offset += size
             answer.error = item.get("error", "")
             answer.finish = item.get("finish", "")
+
+
+def settled(mesh: InProcessMesh, tokens: int) -> dict[str, float]:
+    """The first attention worker's counters once it has reported that many tokens and nothing left to do."""
+
+    def done() -> bool:
+        stats = mesh.attention[0].stats
+        return stats.get("generated_tokens", 0) >= tokens and not stats["running"] and not stats["waiting"]
+
+    mesh.pump(done, f"the report of {tokens} tokens")
+    return mesh.attention[0].stats

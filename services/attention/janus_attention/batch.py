@@ -20,19 +20,20 @@ class StepInput:
     """int64 [T]"""
     meta: BatchMeta
     last_rows: torch.Tensor
-    """int64 [N]: rows whose logits choose a token, in the order of the pieces that are last."""
+    """int64 [N]: rows whose logits choose a token: the last ``piece.rows`` of each piece, in order."""
 
 
 def build(pieces: Pieces[Piece], block_size: int) -> StepInput:
     """Tensors of a step over ``pieces``; each sequence has blocks for its tokens."""
     tokens: list[int] = []
-    positions, slots, starts, contexts, last_rows = [], [], [0], [], []
+    positions, slots, starts, contexts = [], [], [0], []
+    last_rows: list[int] = []
     widest = max(len(piece.seq.blocks) for piece in pieces)
     tables = np.zeros((len(pieces), widest), np.int32)
     for i, piece in enumerate(pieces):
         seq, first = piece.seq, piece.seq.computed
         end = first + piece.count
-        tokens += seq.tokens[first:end]
+        tokens += piece.tokens
         where = np.arange(first, end)
         blocks = np.asarray(seq.blocks, np.int64)
         positions.append(where)
@@ -40,8 +41,7 @@ def build(pieces: Pieces[Piece], block_size: int) -> StepInput:
         starts.append(starts[-1] + piece.count)
         contexts.append(end)
         tables[i, : len(blocks)] = blocks
-        if piece.last:
-            last_rows.append(starts[-1] - 1)
+        last_rows += range(starts[-1] - piece.rows, starts[-1])
     meta = BatchMeta(
         positions=torch.from_numpy(np.concatenate(positions)),
         query_starts=torch.tensor(starts, dtype=torch.int32),

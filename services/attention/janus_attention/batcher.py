@@ -5,73 +5,84 @@ Pure bookkeeping over sequences and KV blocks; no tensors, no clock, no I/O.
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
 from dataclasses import dataclass
 
+from janus_attention.blocks import BlockPool
+from janus_attention.budget import PrefillBudget, share
+from janus_attention.drafter import Drafter
 from janus_attention.sequence import Sequence
 
-
-class BlockPool:
-    """Free KV blocks. Block 0 .. count-1, handed out lowest first."""
-
-    def __init__(self, count: int, block_size: int) -> None:
-        self.block_size = block_size
-        self.count = count
-        self._free = list(range(count - 1, -1, -1))
-
-    @property
-    def free(self) -> int:
-        """Blocks not in use."""
-        return len(self._free)
-
-    def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold ``tokens`` tokens."""
-        return -(-tokens // self.block_size)
-
-    def grow(self, seq: Sequence, tokens: int) -> bool:
-        """Give ``seq`` blocks for ``tokens`` tokens in all; False, and nothing taken, when there are too few."""
-        need = self.blocks_for(tokens) - len(seq.blocks)
-        if need > len(self._free):
-            return False
-        for _ in range(need):
-            seq.blocks.append(self._free.pop())
-        return True
-
-    def release(self, seq: Sequence) -> None:
-        """Take all of a sequence's blocks back; its tokens must be computed again."""
-        self._free.extend(reversed(seq.blocks))
-        seq.blocks.clear()
-        seq.computed = 0
+_PREFILLS = 8
+"""Most prompts under way at a time: they share the budget, and each holds blocks for all of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A sequence's share of a step: ``count`` tokens from ``seq.computed`` on."""
+    """A sequence's share of a step: ``count`` tokens from ``seq.computed`` on, the drafts last."""
 
     seq: Sequence
     count: int
+    draft: tuple[int, ...] = ()
+    """Guesses of what follows ``seq.tokens``: the step gives logits after each, which tell whether it was right."""
 
     @property
     def last(self) -> bool:
         """Whether the sequence's next token comes out of this step."""
-        return self.count == self.seq.pending
+        return self.count - len(self.draft) == self.seq.pending
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that it needs: those of its last tokens."""
+        return 1 + len(self.draft) if self.last else 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is one stream's next token rather than a chunk of a prompt."""
+        return self.count - len(self.draft) == 1
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ``count`` token ids."""
+        first = self.seq.computed
+        return [*self.seq.tokens[first : first + self.count - len(self.draft)], *self.draft]
 
 
 class Batcher:
     """Running and waiting sequences of one attention worker.
 
-    Running sequences come first, each one token or one chunk of its prompt, within ``max_batch_tokens``;
-    then waiting ones in arrival order. When KV blocks run out the latest arrival gives its blocks up and
-    is computed again later: nothing fails, nothing is lost.
+    A sequence's rank is its priority, then its arrival. Streams that decode come first, each one token (and
+    drafts); then up to eight prompts share what the prefill budget leaves, those longest not served first; then
+    waiting sequences are admitted by rank, each with blocks for all of its tokens. When blocks run out the
+    lowest in rank gives its own up and is computed again later: nothing fails, nothing is lost. Only those of
+    lower rank are preempted for someone, so the first in rank always gets on.
     """
 
-    def __init__(self, pool: BlockPool, *, max_batch_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_batch_tokens: int,
+        max_sequences: int,
+        budget: PrefillBudget | None = None,
+        drafter: Drafter | None = None,
+        draft_tokens: int = 0,
+    ) -> None:
         self.pool = pool
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
+        self.budget = budget or PrefillBudget(most=max_batch_tokens, fixed=max_batch_tokens)
+        self.context = self.capacity
+        """Most tokens of a sequence."""
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        """By rank."""
+        self.waiting: list[Sequence] = []
+        """By rank."""
         self.preemptions = 0
+        self._drafter = drafter
+        self._draft_tokens = draft_tokens if drafter else 0
+        self._arrivals = 0
+        self._step = 0
 
     def __len__(self) -> int:
         return len(self.running) + len(self.waiting)
@@ -83,7 +94,9 @@ class Batcher:
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence."""
-        self.waiting.append(seq)
+        self._arrivals += 1
+        seq.arrival = self._arrivals
+        bisect.insort(self.waiting, seq, key=_rank)
 
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence and free its blocks."""
@@ -93,38 +106,88 @@ class Batcher:
             self.waiting.remove(seq)
         self.pool.release(seq)
 
+    def observe(self, pieces: list[Piece], seconds: float) -> None:
+        """A step of these took so long: the prefill budget learns from it."""
+        prompts = sum(piece.count for piece in pieces if not piece.decodes)
+        self.budget.observe(
+            decoding=sum(1 for piece in pieces if piece.decodes), prompt_tokens=prompts, seconds=seconds
+        )
+
     def next_batch(self) -> list[Piece]:
         """Pieces of the next step, at most ``max_batch_tokens`` tokens; empty when there is no work."""
-        pieces: list[Piece] = []
-        budget = self.max_batch_tokens
-        # Decoding sequences first: a long prompt must not hold their next token back.
-        order = sorted(self.running, key=lambda seq: seq.pending > 1)
-        for seq in order:
-            if seq not in self.running or not budget:
-                continue  # preempted by one before it
-            count = min(seq.pending, budget)
-            if self._make_room(seq, seq.computed + count, keep={piece.seq.id for piece in pieces}):
-                pieces.append(Piece(seq, count))
-                budget -= count
-        while self.waiting and budget and len(self.running) < self.max_sequences:
-            seq = self.waiting[0]
-            count = min(seq.pending, budget)
-            if not self.pool.grow(seq, seq.computed + count):
-                break
-            self.waiting.popleft()
-            self.running.append(seq)
-            pieces.append(Piece(seq, count))
-            budget -= count
-        return pieces
+        self._step += 1
+        pieces: dict[int, Piece] = {}
+        for seq in sorted((s for s in self.running if s.pending == 1), key=_turn):
+            self._decode(seq, pieces)
+        self._admit(pieces)
+        prompts = sorted((s for s in self.running if s.pending > 1), key=_turn)
+        if prompts:
+            left = self.max_batch_tokens - sum(piece.count for piece in pieces.values())
+            left = min(left, self.budget.tokens(len(pieces)))
+            shares = share(left, [seq.pending for seq in prompts], self.pool.block_size)
+            for seq, count in zip(prompts, shares, strict=True):
+                if count:
+                    pieces[seq.id] = Piece(seq, count)
+        for piece in pieces.values():
+            piece.seq.served = self._step
+        return list(pieces.values())
 
-    def _make_room(self, seq: Sequence, tokens: int, keep: set[int]) -> bool:
+    def _decode(self, seq: Sequence, pieces: dict[int, Piece]) -> None:
+        budget = self.max_batch_tokens - sum(piece.count for piece in pieces.values())
+        if budget < 1 or seq not in self.running:
+            return  # preempted by one before it
+        draft = self._draft(seq, budget - 1)
+        if draft and not self.pool.grow(seq, len(seq.tokens) + len(draft)):
+            draft = ()  # a guess is not worth a preemption
+        if self._make_room(seq, len(seq.tokens), pieces):
+            pieces[seq.id] = Piece(seq, 1 + len(draft), draft)
+
+    def _draft(self, seq: Sequence, most: int) -> tuple[int, ...]:
+        if self._drafter is None:
+            return ()
+        room = min(seq.sampling.max_tokens - seq.generated, self.context - len(seq.tokens)) - 1
+        most = min(most, room, self._draft_tokens)
+        return tuple(self._drafter.propose(seq.tokens, most)[:most]) if most > 0 else ()
+
+    def _make_room(self, seq: Sequence, tokens: int, pieces: dict[int, Piece]) -> bool:
         while not self.pool.grow(seq, tokens):
-            victim = next((s for s in reversed(self.running) if s is not seq and s.id not in keep), None)
-            if victim is None:
-                # Everyone else already has a place in this step; this one waits for the next.
+            victim = self.running[-1]
+            if victim is seq:
+                # All others are before it: it keeps its blocks and waits for one of them to end.
                 return False
-            self.running.remove(victim)
-            self.pool.release(victim)
-            self.waiting.appendleft(victim)
-            self.preemptions += 1
+            self._preempt(victim, pieces)
         return True
+
+    def _preempt(self, victim: Sequence, pieces: dict[int, Piece]) -> None:
+        self.running.remove(victim)
+        pieces.pop(victim.id, None)
+        self.pool.release(victim)
+        bisect.insort(self.waiting, victim, key=_rank)
+        self.preemptions += 1
+
+    def _admit(self, pieces: dict[int, Piece]) -> None:
+        """Waiting sequences by rank, until one has no place; a higher priority takes the place of a lower one."""
+        prefills = sum(1 for seq in self.running if seq.pending > 1)
+        while self.waiting and prefills < _PREFILLS:
+            seq = self.waiting[0]
+            full = len(self.running) >= self.max_sequences
+            while full or not self.pool.admit(seq, len(seq.tokens)):
+                victim = self.running[-1] if self.running else None
+                if victim is None or victim.priority >= seq.priority:
+                    return
+                prefills -= victim.pending > 1
+                self._preempt(victim, pieces)
+                full = False
+            self.waiting.remove(seq)
+            bisect.insort(self.running, seq, key=_rank)
+            prefills += 1
+            if seq.pending == 1:
+                self._decode(seq, pieces)
+
+
+def _rank(seq: Sequence) -> tuple[int, int]:
+    return -seq.priority, seq.arrival
+
+
+def _turn(seq: Sequence) -> tuple[int, int, int]:
+    return -seq.priority, seq.served, seq.arrival

@@ -24,3 +24,11 @@ class AttentionSettings(WorkerSettings):
     """A guide (schema, regex, grammar) that is not compiled by then is refused."""
     trace_every: int = setting(32, minimum=0)
     """Of a traced request's decode steps, every n-th is recorded with its layers; 0: none."""
+    prefix_cache: bool = setting(True)
+    """Keep the KV blocks of finished sequences, and share them with those that begin alike."""
+    prefill_tokens: int = setting(0, minimum=0, maximum=65536)
+    """Most prompt tokens in a step while streams decode; 0: as many as --max-stall allows."""
+    max_stall: float = setting(1.7, minimum=1.01, maximum=100)
+    """How many times as long as without them prompts may make a step of decoding streams."""
+    draft_tokens: int = setting(0, minimum=0, maximum=64)
+    """Tokens guessed from a stream's own text that a step checks at once; 0: none. Never changes a token."""

@@ -18,7 +18,10 @@ from janus_worker.link import ControlLink, Message
 from janus_worker.lockstep import EngineCohort
 
 from janus_attention.batch import build
-from janus_attention.batcher import Batcher, BlockPool, Piece
+from janus_attention.batcher import Batcher, Piece
+from janus_attention.blocks import BlockPool
+from janus_attention.budget import PrefillBudget
+from janus_attention.drafter import Drafter, PromptLookup
 from janus_attention.forward import Forward, StepCounters
 from janus_attention.guide import FIELD, Guide, GuideError
 from janus_attention.guide_compiler import GuideCompiler
@@ -44,6 +47,16 @@ class EngineOptions:
     """Say whom a step waits for after this many seconds, and again each time they have passed."""
     trace_every: int = 32
     """Of a traced request's decode steps, every n-th is recorded with its layers; 0: none."""
+    prefix_cache: bool = True
+    """Keep full KV blocks and share them between sequences with the same prefix."""
+    cache_seed: str = ""
+    """The model's fingerprint: part of every cached block's name."""
+    prefill_tokens: int = 0
+    """Most prompt tokens in a step beside decoding streams; 0: as max_stall allows."""
+    max_stall: float = 1.7
+    """How many times as long prompts may make a step."""
+    draft_tokens: int = 0
+    """Most guessed tokens of a stream that a step checks; 0: none."""
 
 
 class AttentionEngine(CohortEngine):
@@ -58,7 +71,9 @@ class AttentionEngine(CohortEngine):
         *,
         member: int,
         options: EngineOptions,
+        drafter: Drafter | None = None,
     ) -> None:
+        """``drafter``: in the place of prompt lookup, where ``options.draft_tokens`` asks for guesses."""
         config = model.config
         row = max(8 * config.hidden, 4 * config.hidden + 12 * config.moe.top_k)
         super().__init__(
@@ -69,12 +84,17 @@ class AttentionEngine(CohortEngine):
             stall_s=options.stall_s,
         )
         blocks = -(-options.kv_tokens // options.block_size)
-        pool = BlockPool(blocks, options.block_size)
+        pool = BlockPool(blocks, options.block_size, caching=options.prefix_cache, seed=options.cache_seed)
         self.batcher = Batcher(
-            pool, max_batch_tokens=options.max_batch_tokens, max_sequences=options.max_sequences
-        )
+            pool, max_batch_tokens=options.max_batch_tokens, max_sequences=options.max_sequences,
+            budget=PrefillBudget(
+                most=options.max_batch_tokens, fixed=options.prefill_tokens, max_stall=options.max_stall
+            ),
+            drafter=drafter or (PromptLookup() if options.draft_tokens else None),
+            draft_tokens=options.draft_tokens,
+        )  # fmt: skip
         self.counters = StepCounters()
-        self.context = min(config.max_positions, self.batcher.capacity)
+        self.context = self.batcher.context = min(config.max_positions, self.batcher.capacity)
         self._options = options
         self._model = model
         self._sequences: dict[int, Sequence] = {}
@@ -101,6 +121,10 @@ class AttentionEngine(CohortEngine):
             "waiting": len(self.batcher.waiting),
             "kv_tokens_used": (pool.count - pool.free) * pool.block_size,
             "kv_tokens_capacity": self.batcher.capacity,
+            "kv_tokens_cached": pool.cached * pool.block_size,
+            "prefix_hit_tokens": pool.hit_tokens,
+            "prefix_lookup_tokens": pool.lookup_tokens,
+            "prefix_evictions": pool.evictions,
         }
 
     def handle(self, message: Message) -> None:
@@ -117,6 +141,7 @@ class AttentionEngine(CohortEngine):
             id=body["id"], prompt=len(body["prompt"]), tokens=body["prompt"] + body["resumed"],
             sampling=Sampling.from_message(body["sampling"]), resumed=len(body["resumed"]),
             trace=Trace(trace_id=trace[0], span_id=trace[1]) if trace else None, want_logits=body["logits"],
+            priority=body.get("priority", 0),
         )  # fmt: skip
         self._sequences[seq.id] = seq
         self.counters.requests += 1
@@ -222,6 +247,8 @@ class AttentionEngine(CohortEngine):
         for piece in pieces:
             if not piece.seq.started_ns:
                 piece.seq.started_ns = now
+                self.counters.requests_started += 1
+                self.counters.queue_seconds += (now - piece.seq.arrived_ns) * 1e-9
                 self._queue_span(piece.seq)
         traced = next((piece.seq for piece in pieces if self._detailed(piece)), None)
         trace = None
@@ -242,13 +269,15 @@ class AttentionEngine(CohortEngine):
             )  # fmt: skip
         ran = time.perf_counter()
         self._deliver(pieces, logits_NV)
-        self.counters.deliver_seconds += time.perf_counter() - ran
+        ended = time.perf_counter()
+        self.counters.deliver_seconds += ended - ran
+        self.batcher.observe(pieces, ended - began)
 
     def _detailed(self, piece: Piece) -> bool:
         seq, every = piece.seq, self._options.trace_every
         if seq.trace is None or not every:
             return False
-        return piece.count > 1 or seq.generated - seq.resumed <= 1 or seq.generated % every == 0
+        return not piece.decodes or seq.generated - seq.resumed <= 1 or seq.generated % every == 0
 
     def _queue_span(self, seq: Sequence) -> None:
         if seq.trace is not None:
@@ -263,27 +292,44 @@ class AttentionEngine(CohortEngine):
         blobs: list[bytes] = []
         row = 0
         for piece in pieces:
-            seq, last = piece.seq, piece.last
-            self.counters.prompt_tokens += max(0, min(seq.computed + piece.count, seq.prompt) - seq.computed)
-            seq.computed += piece.count
-            if not last:
-                continue
+            seq, before, rows = piece.seq, piece.seq.computed, piece.rows
+            # What precedes the drafts is in the cache now.
+            seq.computed += piece.count - len(piece.draft)
+            self.counters.prompt_tokens += max(0, min(seq.computed, seq.prompt) - before)
+            self.batcher.pool.commit(seq, before)
+            if rows:
+                self.counters.drafted_tokens += len(piece.draft)
+                self._choose(piece, logits_NV[row : row + rows], items, blobs)
+            row += rows
+        if items:
+            self.tell({"t": "tokens", "items": items}, b"".join(blobs))
+
+    def _choose(self, piece: Piece, logits_RV: Any, items: list[dict[str, Any]], blobs: list[bytes]) -> None:
+        """A piece's tokens: the one after its own, and one more after each guess that turns out right."""
+        seq = piece.seq
+        for logits_V, guess in zip(logits_RV, (*piece.draft, None), strict=True):
             item: dict[str, Any] = {"id": seq.id}
+            items.append(item)
             try:
-                chosen = choose(seq, logits_NV[row])
+                chosen = choose(seq, logits_V)
                 self._append(seq, chosen, item)
             except (BadLogits, GuideError) as error:
                 self._fail(seq, error, item)
-            else:
-                if seq.want_logits:
-                    blobs.append(logits_NV[row].numpy().tobytes())
-                    item["logits"] = len(blobs[-1])
-            items.append(item)
-            if "finish" not in item and seq.guide is not None and seq.guide.ended:
+                return
+            if seq.want_logits:
+                blobs.append(logits_V.numpy().tobytes())
+                item["logits"] = len(blobs[-1])
+            if "finish" in item:
+                return
+            if seq.guide is not None and seq.guide.ended:
                 items.append(self._complete(seq))
-            row += 1
-        if items:
-            self.tell({"t": "tokens", "items": items}, b"".join(blobs))
+                return
+            if chosen.token != guess:
+                return
+            # Its keys and values are right too, and so are the logits after it.
+            seq.computed += 1
+            self.batcher.pool.commit(seq, seq.computed - 1)
+            self.counters.accepted_tokens += 1
 
     def _append(self, seq: Sequence, chosen: Chosen, item: dict[str, Any]) -> None:
         now = time.time_ns()

@@ -45,6 +45,12 @@ class StepCounters:
     deliver_seconds: float = 0.0
     """Choosing tokens and sending them to the control process."""
     requests: int = 0
+    requests_started: int = 0
+    queue_seconds: float = 0.0
+    """From arrival to the first step, summed over requests_started."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Drafts that turned out right."""
     preemptions: int = 0
     digest_mismatches: int = 0
 
@@ -179,15 +185,15 @@ class Forward:
         count = x_TD.shape[0]
         size = 4 * count * self._hidden
         # Views through numpy: they cost a tenth of torch's, and there are some for every layer and peer.
-        payload[:size].view(np.float32).reshape(x_TD.shape)[:] = x_TD.numpy()
+        torch.from_numpy(payload[:size].view(np.float32).reshape(x_TD.shape)).copy_(x_TD)
         if not gated:
             return size
         ids_TK, weights_TK = self._routers.gate(index, x_TD)
         # Weights before ids: eight-byte numbers where they are aligned.
         middle = size + 8 * count * self._topk
         end = middle + 4 * count * self._topk
-        payload[size:middle].view(np.float64).reshape(weights_TK.shape)[:] = weights_TK.numpy()
-        payload[middle:end].view(np.int32).reshape(ids_TK.shape)[:] = ids_TK.numpy()
+        torch.from_numpy(payload[size:middle].view(np.float64).reshape(weights_TK.shape)).copy_(weights_TK)
+        torch.from_numpy(payload[middle:end].view(np.int32).reshape(ids_TK.shape)).copy_(ids_TK)
         return end
 
     def reply(self, member: int) -> Frame | None:

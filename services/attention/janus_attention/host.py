@@ -21,7 +21,8 @@ from janus_attention.validate import Limits
 _REPORTED = (
     "steps", "step_seconds", "attention_seconds", "exchange_seconds", "moe_seconds", "generated_tokens",
     "prompt_tokens", "running", "waiting", "requests", "preemptions", "exchange_bytes_sent",
-    "exchange_bytes_received",
+    "exchange_bytes_received", "prefix_hit_tokens", "prefix_lookup_tokens", "requests_started", "queue_seconds",
+    "drafted_tokens", "accepted_tokens",
 )  # fmt: skip
 
 
@@ -55,6 +56,11 @@ class AttentionHost(WorkerHost[AttentionSettings]):
             "block_size": settings.block_size,
             "max_sequences": settings.max_sequences,
             "trace_every": settings.trace_every,
+            "prefix_cache": settings.prefix_cache,
+            "cache_seed": self.fingerprint(),
+            "prefill_tokens": settings.prefill_tokens,
+            "max_stall": settings.max_stall,
+            "draft_tokens": settings.draft_tokens,
         }
 
     def add_services(self, server: GrpcServer) -> None:

@@ -90,6 +90,14 @@ class Sequence:
     """Only kept up to date while penalties need it."""
     guide: Guide | None = None
     """State after all of ``tokens``; set before the sequence is queued, when ``sampling.guide`` is."""
+    block_names: list[bytes] = field(default_factory=list)
+    """Of the blocks that its tokens fill, as far as anyone asked (blocks.py)."""
+    priority: int = 0
+    """Higher goes first, and gives blocks up last."""
+    arrival: int = 0
+    """Number among the worker's sequences."""
+    served: int = 0
+    """Number of the last step that it took part in."""
     cancelled: bool = False
     arrived_ns: int = field(default_factory=time.time_ns)
     started_ns: int = 0
