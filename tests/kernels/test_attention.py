@@ -94,7 +94,8 @@ def check(case: Case, threads: list[int], tolerance: float = 2e-6) -> None:
         mine = case.tables[i : i + 1].contiguous()
         alone = case.run(case.query[first:last], [0, last - first], [context], mine)
         assert torch.equal(alone, got[first:last])
-        pieces = [(t, t + 1) for t in range(first, last)] if last - first < 16 else []
+        few = last - first < 16 if threads else last - first == 1  # Triton's interpreter is slow
+        pieces = [(t, t + 1) for t in range(first, last)] if few else [(last - 1, last)]
         middle = (first + last) // 2
         for t0, t1 in [*pieces, (first, middle), (middle, last)]:
             if t0 < t1:

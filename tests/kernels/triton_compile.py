@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from janus_kernels import triton as ours
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = [getattr(torch, name) for name in sys.argv[2].split(",")]
 
 
 class NoDevice:
@@ -51,6 +51,40 @@ def dense() -> None:
     dense.rotary(x.view(33, 4, 128), angles, angles, torch.zeros(33, dtype=torch.int64))
 
 
+def attention() -> None:
+    from janus_kernels.triton import attention
+
+    def call(
+        heads: int, keys: torch.Tensor, values: torch.Tensor, window: int, sinks: torch.Tensor | None
+    ) -> None:
+        starts, lens, tables = (torch.zeros(n, dtype=torch.int32) for n in (4, 3, 300))
+        query = torch.randn(9, heads, keys.shape[3])
+        attention.attention(query, keys, values, starts, lens, tables.view(3, 100), 0.1, window, sinks)
+
+    for dtype in DTYPES:
+        cache = torch.zeros(9, 16, 4, 128, dtype=dtype)
+        call(32, cache, cache, 0, None)
+    latent = torch.zeros(9, 16, 1, 576, dtype=torch.bfloat16)
+    call(128, latent, latent[..., :512], 0, None)
+    small = torch.zeros(9, 16, 8, 64, dtype=torch.bfloat16)
+    call(64, small, small, 128, torch.zeros(64))
+
+
+def experts() -> None:
+    from janus_kernels.ops.types import Activation, ExpertWeights
+    from janus_kernels.triton import experts
+
+    x, ids, weights = torch.randn(9, 512), torch.zeros(9, 4, dtype=torch.int32), torch.rand(9, 4).double()
+    mine, out = torch.ones(9, 4, dtype=torch.bool), torch.empty(9, 512, dtype=torch.float64)
+    for dtype in DTYPES:
+        for name, biases in (("swiglu", ()), ("clamped_swiglu", (x[0, :256], x[0, :256], x[0]))):
+            w = torch.zeros(256, 512, dtype=dtype)
+            grouped = experts.group_experts({3: ExpertWeights(w, w, w.T.contiguous(), *biases)}, x.device)
+            experts.expert_partial(x, ids, weights, mine, grouped, Activation(name=name), out)
+    for count in (1, 2, 3, 4, 6):
+        experts.combine([out] * count, x)
+
+
 def main() -> None:
     from triton.runtime import driver
 
@@ -61,6 +95,8 @@ def main() -> None:
         if hasattr(module, "launch"):
             module.launch = compile_only  # type: ignore[attr-defined]
     dense()
+    attention()
+    experts()
     print(*sorted(compiled))
 
 

@@ -10,10 +10,10 @@ from janus_kernels.ops.table import OpTable
 def make_table() -> OpTable:
     """The table; imports Triton. Raises RuntimeError where that cannot run."""
     triton.load()
-    from janus_kernels.triton import dense
+    from janus_kernels.triton import attention, dense, experts
 
     return OpTable(
         name="triton", linear=dense.linear, swiglu=dense.swiglu, rms_norm=dense.rms_norm, rotary=dense.rotary,
-        attention=plain.attention, route=plain.route, expert_ffn=plain.expert_ffn, combine=plain.combine,
+        attention=attention.attention, route=plain.route, expert_ffn=experts.expert_ffn, combine=experts.combine,
         sample=plain.sample,
     )  # fmt: skip

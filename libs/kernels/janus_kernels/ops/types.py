@@ -106,7 +106,9 @@ class ExpertSet(dict[int, ExpertWeights]):
     """Experts of one layer on one instance, by id. Do not change it once it has been used."""
 
     compiled: Any = None
-    """A backend's own form, made at the first use."""
+    """The C++ backend's own form, made at the first use."""
+    grouped: Any = None
+    """The same of the Triton backend."""
 
 
 ExpertMapping = Mapping[int, ExpertWeights]

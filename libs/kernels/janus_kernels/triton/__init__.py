@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 
-KERNELS = ("tiles", "dense")
+KERNELS = ("tiles", "dense", "attention", "experts")
 """Modules with kernels."""
 
 
