@@ -34,7 +34,8 @@ def test_service_runs_without_torch(service: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["kernels", "models", "runtime", "transport", "client", "cli", "wire", "worker", "testing"]
+    "package",
+    ["kernels", "models", "placement", "runtime", "transport", "client", "cli", "wire", "worker", "testing"],
 )
 def test_library_imports_without_torch_and_quickly(package: str) -> None:
     began = time.monotonic()

@@ -1,6 +1,7 @@
 // Python bindings. Tensors come as addresses: janus_kernels.ops checks shapes, types and layout beforehand.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -132,6 +133,24 @@ nb::object run_schedule(const Scheduler &scheduler, Ids ids, int policy, uint64_
     return nb::make_tuple(peak, hash);
 }
 
+using Index = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using In1 = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+bool run_replay(const Scheduler &scheduler, Index begin, In1 active, int policy, Out1 peaks, std::optional<Out2> pressure) {
+    const int64_t batches = static_cast<int64_t>(begin.shape(0)) - 1;
+    if (batches < 0 || static_cast<int64_t>(peaks.shape(0)) != batches)
+        throw nb::value_error("peaks of the wrong size");
+    if (pressure && (static_cast<int>(pressure->shape(0)) != scheduler.experts() ||
+                     static_cast<int>(pressure->shape(1)) != scheduler.instances()))
+        throw nb::value_error("pressure of the wrong shape");
+    for (int64_t b = 0; b < batches; ++b)
+        if (begin(b) < 0 || begin(b) > begin(b + 1) || begin(b + 1) > static_cast<int64_t>(active.shape(0)))
+            throw nb::value_error("begin is no list of ranges");
+    nb::gil_scoped_release release;
+    return scheduler.replay(begin.data(), batches, active.data(), static_cast<Policy>(policy), peaks.data(),
+                            pressure ? pressure->data() : nullptr);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -203,5 +222,7 @@ NB_MODULE(_native, m) {
             new (self) Scheduler(slot_of.data(), static_cast<int>(slot_of.shape(0)),
                                  static_cast<int>(slot_of.shape(1)), slots);
         })
-        .def("run", &run_schedule);
+        .def("run", &run_schedule)
+        .def("replay", &run_replay, nb::arg("begin"), nb::arg("active"), nb::arg("policy"), nb::arg("peaks"),
+             nb::arg("pressure").none());
 }

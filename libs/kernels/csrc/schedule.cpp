@@ -64,6 +64,34 @@ int Scheduler::run(const int32_t *ids, int64_t count, Policy policy, uint64_t se
     return *std::max_element(load, load + instances_);
 }
 
+bool Scheduler::replay(const int64_t *begin, int64_t batches, const int32_t *active, Policy policy, int32_t *peaks,
+                       int32_t *pressure) const {
+    thread_local Space s;
+    thread_local std::vector<int32_t> load;
+    s.choice.resize(experts_);
+    load.resize(instances_);
+    for (int64_t b = 0; b < batches; ++b) {
+        s.active.assign(active + begin[b], active + begin[b + 1]);
+        int last = -1;
+        for (const int32_t e : s.active) {
+            if (e <= last || e >= experts_ || hosts(e) == 0) return false;
+            last = e;
+        }
+        std::fill(load.begin(), load.end(), 0);
+        assign(s, load.data());
+        if (policy == Policy::optimal) improve(s, load.data());
+        peaks[b] = *std::max_element(load.begin(), load.end());
+        const int floor = (static_cast<int>(s.active.size()) + instances_ - 1) / instances_;
+        if (!pressure || policy != Policy::optimal || peaks[b] <= floor) continue;
+        // The search that failed last has marked the instances that the fullest one's experts are confined to.
+        for (const int32_t e : s.active) {
+            if (s.came_from[host(e, s.choice[e])] < 0) continue;
+            for (int g = 0; g < instances_; ++g) pressure[e * instances_ + g] += s.came_from[g] < 0;
+        }
+    }
+    return true;
+}
+
 // AEBS: experts with one host first, then each other, ascending, to its least-loaded host.
 void Scheduler::assign(Space &s, int32_t *load) const {
     for (const int32_t e : s.active) {

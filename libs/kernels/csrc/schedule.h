@@ -13,12 +13,19 @@ class Scheduler {
     // slot_of: [experts, instances], -1 where an expert is not hosted.
     Scheduler(const int32_t *slot_of, int experts, int instances, int slots);
 
+    int experts() const { return experts_; }
     int instances() const { return instances_; }
 
     // Fills replica_ids [count] and load [instances]; returns a_max, or kBadInput for an id out of range or an
     // expert that nobody hosts. Any number of threads may call it; a thread's first call allocates, no other.
     int run(const int32_t *ids, int64_t count, Policy policy, uint64_t seed, int32_t *replica_ids,
             int32_t *load) const;
+
+    // For batches given by their distinct experts, ascending, [begin[b], begin[b + 1]) of `active`: a_max of each to
+    // peaks [batches]; optimal or aebs. pressure [experts, instances], or null: adds 1 for every batch in which a
+    // replica of the expert on the instance could relieve the fullest. False for bad input, as above.
+    bool replay(const int64_t *begin, int64_t batches, const int32_t *active, Policy policy, int32_t *peaks,
+                int32_t *pressure) const;
 
     static constexpr int kBadInput = -1;
 
