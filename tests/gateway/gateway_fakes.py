@@ -127,7 +127,8 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
                     yield attention_pb2.AttentionServiceGenerateResponse(finish_reason=finish)
                 if self._stops(token, index, params):
                     return
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # grpc.aio cancels a handler that awaits, but closes one whose response is being written just then.
             self.cancelled += 1
             raise
         finally:
