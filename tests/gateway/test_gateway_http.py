@@ -140,6 +140,29 @@ async def test_penalties_and_bias_reach_the_worker(served: Mesh) -> None:
     assert dict(params.logit_bias) == {7: -100.0, 9: 2.0}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_echo_is_the_prompt_before_each_answer(served: Mesh, stream: bool) -> None:
+    ids = served.tokenizer.encode("Where?")
+    for prompt, texts in (("Hi é", ["Hi é"]), (["Hi", "You"], ["Hi", "You"]), (ids, ["Where?"])):
+        body = {
+            **COMPLETION,
+            "prompt": prompt,
+            "max_tokens": 5,
+            "n": 2,
+            "stream": stream,
+            "temperature": 1,
+            "seed": 4,
+        }
+        found = []
+        for echo in (True, False):
+            answer = await post(served, "completions", {**body, "echo": echo})
+            parts = [e["choices"][0] for e in events(answer)] if stream else answer.json()["choices"]
+            found.append(
+                ["".join(p["text"] for p in parts if p["index"] == i) for i in range(2 * len(texts))]
+            )
+        assert found[0] == [texts[i // 2] + text for i, text in enumerate(found[1])]
+
+
 SCHEMA = {"type": "object", "properties": {"é": {"type": "string"}}}
 
 
@@ -349,7 +372,8 @@ BAD: list[tuple[str, Any, str | None, str]] = [
     ("completions", {**COMPLETION, "seed": 2**64}, "seed", ""),
     ("completions", {**COMPLETION, "logprobs": 21}, "logprobs", "0..20"),
     ("completions", {**COMPLETION, "logprobs": True}, "logprobs", "integer"),
-    ("completions", {**COMPLETION, "echo": True}, "echo", "prompt tokens"),
+    ("completions", {**COMPLETION, "echo": True, "logprobs": 1}, "echo", "prompt tokens"),
+    ("completions", {**COMPLETION, "echo": "yes"}, "echo", "boolean"),
     ("completions", {**COMPLETION, "suffix": "x"}, "suffix", "not supported"),
     ("completions", {**COMPLETION, "best_of": 2}, "best_of", "not supported"),
     ("completions", {**COMPLETION, "frequency_penalty": 2.5}, "frequency_penalty", "-2..2"),

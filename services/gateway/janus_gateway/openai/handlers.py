@@ -79,7 +79,12 @@ async def completions(request: Request, parts: Parts) -> Response:
                 prompts.append(prompt)
         span.set_attribute("janus.prompt_tokens", sum(map(len, prompts)))
     jobs = _jobs(request, parts, body, prompts, Names(), COMPLETION, _COMPLETION_MAX_TOKENS)
-    return await _respond(request, parts, body, jobs, CompletionShape(parts.model))
+    echoes: list[str] = []
+    if body.echo:
+        for prompt, ids in zip(body.prompt, prompts, strict=True):
+            text = prompt if isinstance(prompt, str) else parts.model.tokenizer.decode(ids)
+            echoes += [text] * body.choices
+    return await _respond(request, parts, body, jobs, CompletionShape(parts.model, echoes))
 
 
 async def _body(request: Request, settings: GatewaySettings) -> bytes:

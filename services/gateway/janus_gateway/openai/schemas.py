@@ -22,7 +22,6 @@ MAX_MESSAGES = 4096
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
@@ -33,7 +32,6 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Fields that this release does not act on, and the values that ask for nothing."""
-_WHY = {"echo": "prompt tokens have no log probabilities here; the client has the prompt already"}
 
 
 class StreamOptions(BaseModel):
@@ -97,7 +95,7 @@ class _Body(BaseModel):
             ):
                 allowed = ", ".join(["absent", *(repr(v) for v in neutral)])
                 raise InvalidArgument(
-                    f"is not supported{': ' + _WHY[name] if name in _WHY else ''}",
+                    "is not supported",
                     field=name,
                     value=value,
                     allowed=allowed,
@@ -348,7 +346,7 @@ class CompletionRequest(_Body):
     prompt: list[str | list[int]]
     logprobs: int | None = None
     best_of: Any = None
-    echo: Any = None
+    echo: bool | None = None
     suffix: Any = None
 
     @field_validator("prompt", mode="before")
@@ -372,6 +370,13 @@ class CompletionRequest(_Body):
 
     def ask(self) -> Ask:
         """The sampling fields."""
+        if self.echo and self.logprobs is not None:
+            raise InvalidArgument(
+                "is not supported together with logprobs: prompt tokens have none here",
+                field="echo",
+                value=True,
+                allowed="absent or false with logprobs",
+            )
         return self._ask(self.max_tokens, self.logprobs)
 
 

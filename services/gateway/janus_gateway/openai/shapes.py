@@ -135,22 +135,25 @@ class CompletionShape:
     chunk_object: ClassVar[str] = "text_completion"
     id_prefix: ClassVar[str] = "cmpl"
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ServedModel, echoes: Sequence[str] = ()) -> None:
+        """``echoes``: each choice's prompt, to stand before its text; empty: none."""
         self.model = model
+        self._echoes = echoes
 
     def choice(self, index: int, pieces: Sequence[Piece], job: Job) -> dict[str, Any]:
         """A finished choice."""
         probs = logprobs.completion(_tokens(pieces), self.model) if _wants_logprobs(job) else None
         return {
             "index": index,
-            "text": _text(pieces),
+            "text": (self._echoes[index] if self._echoes else "") + _text(pieces),
             "logprobs": probs,
             "finish_reason": _FINISH[pieces[-1].finish_reason],
         }
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
-        """Nothing."""
-        return iter(())
+        """The prompts, where they are to be echoed."""
+        for index, text in enumerate(self._echoes):
+            yield {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
     def deltas(self, index: int, piece: Piece, job: Job) -> Iterator[dict[str, Any]]:
         """One chunk, unless it would say nothing."""
