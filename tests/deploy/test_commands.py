@@ -11,8 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+from janus_runtime.metrics import BY_NAME
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -63,6 +66,41 @@ def test_bench_serve(run_dir: Path, tmp_path: Path, api: str) -> None:
     assert result["prompt_tokens"] >= 64 and 0 < result["ttft_ms"]["p50"] <= result["e2e_ms"]["p50"]
     assert result["duration_s"] * result["output_tokens_per_s"] == pytest.approx(48)
     assert png.exists()
+
+
+def test_metrics_of_the_whole_mesh(run_dir: Path) -> None:
+    mesh = json.loads((run_dir / "mesh.json").read_text())
+    janus("generate", "hello", "--max-tokens", "5", run_dir=run_dir)
+    time.sleep(1.5)  # workers report once a second
+    text = httpx.get(f"http://{mesh['http']}/metrics").raise_for_status().text
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    families = list(text_string_to_metric_families(text))
+    for sample in (sample for family in families for sample in family.samples):
+        found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    assert {family.name for family in families} == set(BY_NAME)
+    assert {labels["worker"]: up for labels, up in found["janus_worker_up"]} == dict.fromkeys(
+        ("attention-0", "moe-0", "moe-1"), 1.0
+    )
+
+    def total(name: str, **wanted: str) -> float:
+        return sum(value for labels, value in found[name] if wanted.items() <= labels.items())
+
+    for worker in ("moe-0", "moe-1"):
+        assert total("janus_moe_expert_activations_total", worker=worker) == total(
+            "janus_moe_expert_tokens_total", worker=worker
+        )
+        passes = total("janus_moe_layer_passes_total", worker=worker)
+        assert passes == total("janus_moe_group_layer_passes_total", worker=worker) > 0
+        assert passes == total("janus_moe_schedule_seconds_count", worker=worker)
+        a_max = total("janus_moe_a_max_total", worker=worker)
+        assert a_max == total("janus_moe_group_a_max_total", worker=worker)
+        assert passes <= total("janus_moe_group_a_max_bound_total", worker=worker) <= a_max
+    steps, step_s = total("janus_attention_steps_total"), total("janus_attention_step_seconds_total")
+    exchange_s = total("janus_attention_exchange_seconds_total")
+    assert total("janus_attention_layer_exchange_seconds_count") == passes > steps > 0
+    assert total("janus_attention_layer_exchange_seconds_sum") == pytest.approx(exchange_s)
+    assert 0 < total("janus_attention_moe_seconds_total") < exchange_s < step_s
+    assert total("janus_attention_attention_seconds_total") + exchange_s == pytest.approx(step_s)
 
 
 def test_generate_and_trace(run_dir: Path) -> None:

@@ -68,8 +68,8 @@ class CohortEngine(abc.ABC):
         """A control message other than cohort and stop."""
 
     @abc.abstractmethod
-    def statistics(self) -> dict[str, float]:
-        """Cumulative counters and gauges for the control process."""
+    def statistics(self) -> dict[str, Any]:
+        """Cumulative counters and gauges for the control process: numbers, and what GetStats has besides."""
 
     # The loop ---------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class WorkerHost(abc.ABC, Generic[S]):
 
     def __init__(self, settings: S) -> None:
         self.settings = settings
-        self.stats: dict[str, float] = {}
+        self.stats: dict[str, Any] = {}
         """The engine's latest report."""
         self.hello: dict[str, Any] = {}
         self.rank = 0

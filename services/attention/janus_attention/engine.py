@@ -112,11 +112,12 @@ class AttentionEngine(CohortEngine):
             "num_experts": self._model.config.moe.num_experts,
         }
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, Any]:
         pool = self.batcher.pool
         self.counters.preemptions = self.batcher.preemptions
         return {
             **dataclasses.asdict(self.counters),
+            "exchange_latency": self._forward.exchange_latency.report(),
             "running": len(self.batcher.running),
             "waiting": len(self.batcher.waiting),
             "kv_tokens_used": (pool.count - pool.free) * pool.block_size,

@@ -11,8 +11,10 @@ import torch
 from janus_kernels.ops import combine
 from janus_models.decoder import AttentionModel, KvCache
 from janus_models.experts import ExpertModel
+from janus_runtime.metrics import EXCHANGE_BOUNDS_S
 from janus_transport import Frame, Header, Kind, SendBuffer
 from janus_worker.engine import CohortEngine
+from janus_worker.histogram import Histogram
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
 
 from janus_attention.batch import StepInput
@@ -75,6 +77,7 @@ class Forward:
         self._topk = model.config.moe.top_k
         self._moe_index = {layer: i for i, layer in enumerate(model.moe_layers)}
         self._request: SendBuffer = engine.exchange.allocate()
+        self.exchange_latency = Histogram(EXCHANGE_BOUNDS_S)
         self._held: list[int] = []
         """Members whose last reply is still in its receive buffer."""
 
@@ -166,7 +169,9 @@ class Forward:
         self._held += members
         for frame in frames:
             _check(frame, header, self._hidden)
-        self._counters.exchange_seconds += time.perf_counter() - began
+        took = time.perf_counter() - began
+        self._counters.exchange_seconds += took
+        self.exchange_latency.observe(took)
         if trace:
             self._engine.span(
                 name="exchange.layer", start=began_ns, end=time.time_ns(), trace=trace.trace_id,

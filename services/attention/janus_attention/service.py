@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from janus_runtime.errors import ResourceExhausted, Unavailable
-from janus_wire.v1 import attention_pb2, attention_pb2_grpc
+from janus_wire.v1 import attention_pb2, attention_pb2_grpc, common_pb2
 from janus_worker.link import ChildGone
 from janus_worker.wire import worker_message
 from opentelemetry import trace
@@ -25,7 +25,7 @@ _COUNTERS = (
     "exchange_bytes_sent", "exchange_bytes_received", "rejected_messages", "digest_mismatches",
     "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "requests_started",
 )  # fmt: skip
-_SECONDS = ("attention_seconds", "exchange_seconds", "step_seconds", "queue_seconds")
+_SECONDS = ("attention_seconds", "exchange_seconds", "moe_seconds", "step_seconds", "queue_seconds")
 
 
 class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
@@ -87,7 +87,7 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
         numbers |= {name: float(stats.get(name, 0.0)) for name in _SECONDS}
         return attention_pb2.AttentionServiceGetStatsResponse(
             worker=worker_message(host.lease), epoch=host.lease.epoch, transport=host.hello.get("transport", ""),
-            **numbers,
+            exchange_latency=common_pb2.Histogram(**stats.get("exchange_latency", {})), **numbers,
         )  # fmt: skip
 
 

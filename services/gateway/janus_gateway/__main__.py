@@ -27,6 +27,7 @@ from janus_gateway.openai.handlers import Parts
 from janus_gateway.pool import WorkerPool
 from janus_gateway.service import GenerationServicer
 from janus_gateway.web import HttpServer, bind
+from janus_gateway.worker_metrics import WorkerMetrics
 
 ROLE = "gateway"
 log = logging.getLogger("janus.gateway")
@@ -55,6 +56,8 @@ async def serve(settings: GatewaySettings) -> None:
         metrics = GatewayMetrics(model.name)
         pool = WorkerPool(coordination, settings)
         stack.push_async_callback(pool.close)
+        workers = WorkerMetrics(settings)
+        stack.push_async_callback(workers.close)
         generator = Generator(pool, model, metrics, settings)
         keys = ApiKeys(settings.keys)
 
@@ -67,7 +70,7 @@ async def serve(settings: GatewaySettings) -> None:
         )
         grpc_address = await server.start()
         app = build_app(
-            Parts(generator=generator, model=model, metrics=metrics, settings=settings), pool, keys
+            Parts(generator=generator, model=model, metrics=metrics, settings=settings), pool, keys, workers
         )
         http = HttpServer(app, settings)
         serving = http.start(sock)

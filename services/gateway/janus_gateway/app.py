@@ -20,6 +20,7 @@ from janus_gateway.model import ServedModel
 from janus_gateway.openai import errors, handlers
 from janus_gateway.pool import WorkerPool
 from janus_gateway.state import snapshot
+from janus_gateway.worker_metrics import WorkerMetrics
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -28,7 +29,7 @@ _GONE = 499
 """nginx's status for a client that went away; nobody reads it."""
 
 
-def build_app(parts: handlers.Parts, pool: WorkerPool, keys: ApiKeys) -> Starlette:
+def build_app(parts: handlers.Parts, pool: WorkerPool, keys: ApiKeys, workers: WorkerMetrics) -> Starlette:
     """Everything that HTTP serves. Keys guard ``/v1`` and ``/api``; health, metrics and the page are open."""
     model, metrics, settings = parts.model, parts.metrics, parts.settings
     page = resources.files("janus_gateway").joinpath("dashboard.html").read_text(encoding="utf-8")
@@ -84,7 +85,8 @@ def build_app(parts: handlers.Parts, pool: WorkerPool, keys: ApiKeys) -> Starlet
 
     async def metrics_text(request: Request) -> Response:
         metrics.epoch.set(pool.cohort.epoch if pool.cohort is not None else 0)
-        return PlainTextResponse(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = metrics.render() + await workers.render(await pool.leases())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def state(request: Request) -> Response:
         found = await snapshot(pool, parts.generator, model, metrics, settings.worker_id)

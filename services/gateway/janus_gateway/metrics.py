@@ -1,4 +1,4 @@
-"""The gateway's metrics, declared here before use: GenAI semantic conventions, else janus_gateway_*.
+"""The gateway's own metrics, declared in janus_runtime.metrics: GenAI semantic conventions, else janus_gateway_*.
 
 Cardinality is bounded: the only label values are the served model's name, the operations, and the
 google.rpc codes.
@@ -9,7 +9,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from janus_runtime.metrics import BY_NAME
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -48,67 +56,31 @@ class GatewayMetrics:
     """One per gateway, in a registry of its own."""
 
     def __init__(self, model: str) -> None:
+        disable_created_metrics()  # a series beside each other one, with when the process began
         self.registry = CollectorRegistry()
         self.totals = Totals()
         self.started = time.time()
         self._model = model
-        common = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
-        self._duration = Histogram(
-            "gen_ai_server_request_duration_seconds",
-            "From a request's arrival to its last token.",
-            (*common, "error_type"),
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._ttft = Histogram(
-            "gen_ai_server_time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
-            common,
-            buckets=TTFT,
-            registry=self.registry,
-        )
-        self._tpot = Histogram(
-            "gen_ai_server_time_per_output_token_seconds",
-            "Time per token after the first, per sequence.",
-            common,
-            buckets=TPOT,
-            registry=self.registry,
-        )
-        self._usage = Histogram(
-            "gen_ai_client_token_usage",
-            "Tokens per sequence.",
-            (*common, "gen_ai_token_type"),
-            buckets=TOKENS,
-            registry=self.registry,
-        )
-        self._queue = Histogram(
-            "janus_gateway_queue_seconds",
-            "From arrival at the attention worker to the first step.",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self.in_flight = Gauge(
-            "janus_gateway_in_flight_sequences", "Sequences being generated.", registry=self.registry
-        )
-        self._rejected = Counter(
-            "janus_gateway_rejected_requests",
-            "Requests refused before generation.",
-            ("code",),
-            registry=self.registry,
-        )
-        self._resumed = Counter(
-            "janus_gateway_resumed_streams",
-            "Streams continued after their worker was lost.",
-            registry=self.registry,
-        )
-        self._cancelled = Counter(
-            "janus_gateway_cancelled_streams", "Streams whose client went away.", registry=self.registry
-        )
-        self.epoch = Gauge(
-            "janus_gateway_cohort_epoch",
-            "Epoch of the cohort in force; 0 before the first.",
-            registry=self.registry,
-        )
+        self._duration = self._histogram("gen_ai_server_request_duration_seconds", SECONDS)
+        self._ttft = self._histogram("gen_ai_server_time_to_first_token_seconds", TTFT)
+        self._tpot = self._histogram("gen_ai_server_time_per_output_token_seconds", TPOT)
+        self._usage = self._histogram("gen_ai_client_token_usage", TOKENS)
+        self._queue = self._histogram("janus_gateway_queue_seconds", SECONDS)
+        self.in_flight = self._gauge("janus_gateway_in_flight_sequences")
+        self._rejected = self._counter("janus_gateway_rejected_requests")
+        self._resumed = self._counter("janus_gateway_resumed_streams")
+        self._cancelled = self._counter("janus_gateway_cancelled_streams")
+        self.epoch = self._gauge("janus_gateway_cohort_epoch")
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        declared = BY_NAME[name]
+        return Histogram(name, declared.help, declared.labels, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str) -> Counter:
+        return Counter(name, BY_NAME[name].help, BY_NAME[name].labels, registry=self.registry)
+
+    def _gauge(self, name: str) -> Gauge:
+        return Gauge(name, BY_NAME[name].help, BY_NAME[name].labels, registry=self.registry)
 
     def _labels(self, operation: str) -> tuple[str, str, str]:
         return operation, "janus", self._model

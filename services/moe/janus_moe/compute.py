@@ -11,6 +11,10 @@ import torch
 from janus_kernels import ReplicaLayout, Schedule, schedule
 from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn
 from janus_models.experts import ExpertModel
+from janus_runtime.metrics import SCHEDULE_BOUNDS_S
+from janus_worker.histogram import Histogram
+
+from janus_moe.activation import LayerGroups
 
 
 @dataclass(slots=True)
@@ -49,6 +53,8 @@ class MoeCompute:
         self._model = model
         self._counters = counters
         self._hosted: HostedLayout | None = None
+        self.groups = LayerGroups(model.num_layers, model.config.moe.num_experts)
+        self.schedule_latency = Histogram(SCHEDULE_BOUNDS_S)
 
     def adopt(self, hosted: HostedLayout, loaded: Mapping[tuple[int, int], ExpertWeights]) -> None:
         """Serve ``hosted`` from now on; ``loaded`` holds (MoE layer, expert) weights."""
@@ -57,6 +63,7 @@ class MoeCompute:
             for layer, layout in enumerate(hosted.layers)
         ]
         self._hosted = hosted
+        self.groups.adopt(hosted.layers, hosted.rank)
         self._counters.experts_hosted = sum(len(layer) for layer in hosted.experts)
         self._counters.expert_bytes = self._counters.experts_hosted * self._model.bytes_per_expert
 
@@ -105,4 +112,6 @@ class MoeCompute:
         counters.expert_calls += stats.calls
         counters.expert_tokens += stats.pairs
         counters.a_max_sum += plan.a_max
+        self.schedule_latency.observe(scheduled - started)
+        self.groups.add(layer, plan, spreads=hosted.policy == "token-balanced")
         return plan

@@ -78,8 +78,12 @@ class MoeEngine(CohortEngine):
             "bytes_per_expert": self._model.bytes_per_expert,
         }
 
-    def statistics(self) -> dict[str, float]:
-        return dataclasses.asdict(self.counters)
+    def statistics(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.counters),
+            "layer_groups": self._compute.groups.report(),
+            "schedule_latency": self._compute.schedule_latency.report(),
+        }
 
     def handle(self, message: Message) -> None:
         body = message.body

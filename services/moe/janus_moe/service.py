@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from janus_runtime.errors import FailedPrecondition, InvalidArgument
-from janus_wire.v1 import moe_pb2, moe_pb2_grpc
+from janus_wire.v1 import common_pb2, moe_pb2, moe_pb2_grpc
 from janus_worker.wire import worker_message
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class ExpertServicer(moe_pb2_grpc.ExpertServiceServicer):
         return moe_pb2.ExpertServiceGetStatsResponse(
             worker=worker_message(host.lease), epoch=host.lease.epoch, layout_version=host.layout_version,
             moe_seconds=stats.get("moe_seconds", 0.0), schedule_seconds=stats.get("schedule_seconds", 0.0),
-            wait_seconds=stats.get("wait_seconds", 0.0), transport=host.hello.get("transport", ""), **counters,
+            wait_seconds=stats.get("wait_seconds", 0.0), transport=host.hello.get("transport", ""),
+            layer_groups=[moe_pb2.LayerGroupStats(**group) for group in stats.get("layer_groups", ())],
+            schedule_latency=common_pb2.Histogram(**stats.get("schedule_latency", {})), **counters,
         )  # fmt: skip
 
     def _layers(self, layers: Iterable[moe_pb2.LayerExperts]) -> list[tuple[int, list[int]]]:

@@ -194,6 +194,16 @@ class Cohort(_message.Message):
     model: str
     def __init__(self, epoch: _Optional[int] = ..., attention: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., moe: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., layout_version: _Optional[int] = ..., gating: _Optional[_Union[Gating, str]] = ..., scheduling: _Optional[_Union[SchedulingPolicy, str]] = ..., model: _Optional[str] = ...) -> None: ...
 
+class Histogram(_message.Message):
+    __slots__ = ("bounds", "counts", "sum")
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    sum: float
+    def __init__(self, bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ...) -> None: ...
+
 class InstancePlacement(_message.Message):
     __slots__ = ("experts",)
     EXPERTS_FIELD_NUMBER: _ClassVar[int]

@@ -54,7 +54,7 @@ class ExpertServiceGetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ExpertServiceGetStatsResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "layout_version", "steps", "layer_passes", "tokens", "expert_calls", "expert_tokens", "a_max_sum", "exchange_bytes_sent", "exchange_bytes_received", "moe_seconds", "schedule_seconds", "wait_seconds", "experts_hosted", "expert_bytes", "rejected_messages", "transport")
+    __slots__ = ("worker", "epoch", "layout_version", "steps", "layer_passes", "tokens", "expert_calls", "expert_tokens", "a_max_sum", "exchange_bytes_sent", "exchange_bytes_received", "moe_seconds", "schedule_seconds", "wait_seconds", "experts_hosted", "expert_bytes", "rejected_messages", "transport", "layer_groups", "schedule_latency")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,8 @@ class ExpertServiceGetStatsResponse(_message.Message):
     EXPERT_BYTES_FIELD_NUMBER: _ClassVar[int]
     REJECTED_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_LATENCY_FIELD_NUMBER: _ClassVar[int]
     worker: _common_pb2.Worker
     epoch: int
     layout_version: int
@@ -91,4 +93,22 @@ class ExpertServiceGetStatsResponse(_message.Message):
     expert_bytes: int
     rejected_messages: int
     transport: str
-    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., layout_version: _Optional[int] = ..., steps: _Optional[int] = ..., layer_passes: _Optional[int] = ..., tokens: _Optional[int] = ..., expert_calls: _Optional[int] = ..., expert_tokens: _Optional[int] = ..., a_max_sum: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., moe_seconds: _Optional[float] = ..., schedule_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., experts_hosted: _Optional[int] = ..., expert_bytes: _Optional[int] = ..., rejected_messages: _Optional[int] = ..., transport: _Optional[str] = ...) -> None: ...
+    layer_groups: _containers.RepeatedCompositeFieldContainer[LayerGroupStats]
+    schedule_latency: _common_pb2.Histogram
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., layout_version: _Optional[int] = ..., steps: _Optional[int] = ..., layer_passes: _Optional[int] = ..., tokens: _Optional[int] = ..., expert_calls: _Optional[int] = ..., expert_tokens: _Optional[int] = ..., a_max_sum: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., moe_seconds: _Optional[float] = ..., schedule_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., experts_hosted: _Optional[int] = ..., expert_bytes: _Optional[int] = ..., rejected_messages: _Optional[int] = ..., transport: _Optional[str] = ..., layer_groups: _Optional[_Iterable[_Union[LayerGroupStats, _Mapping]]] = ..., schedule_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ...) -> None: ...
+
+class LayerGroupStats(_message.Message):
+    __slots__ = ("first_layer", "last_layer", "passes", "a_max_sum", "a_max_bound_sum", "expert_tokens")
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    LAST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    A_MAX_SUM_FIELD_NUMBER: _ClassVar[int]
+    A_MAX_BOUND_SUM_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    first_layer: int
+    last_layer: int
+    passes: int
+    a_max_sum: int
+    a_max_bound_sum: int
+    expert_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first_layer: _Optional[int] = ..., last_layer: _Optional[int] = ..., passes: _Optional[int] = ..., a_max_sum: _Optional[int] = ..., a_max_bound_sum: _Optional[int] = ..., expert_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
