@@ -31,7 +31,7 @@ def test_follows_the_distribution(compute: str) -> None:
         ({"top_k": 3}, torch.tensor([2.0, 1.0, 0.0, -99.0, -99.0]).softmax(0)),
         ({"top_p": 0.9}, torch.tensor([2.0, 1.0, 0.0, -99.0, -99.0]).softmax(0)),
     ]:
-        count = 4000 if compute == "torch" else 20_000
+        count = {"torch": 4000, "triton": 250, "cuda": 2000}.get(compute, 20_000)
         shares = np.bincount(draws(count, **arguments), minlength=5) / count
         np.testing.assert_allclose(shares, expected.numpy(), atol=2.5 / count**0.5)
 

@@ -85,6 +85,24 @@ def experts() -> None:
         experts.combine([out] * count, x)
 
 
+def routing_and_sampling() -> None:
+    from janus_kernels.ops.types import RoutingSpec
+    from janus_kernels.triton import routing, sampling
+
+    logits = torch.zeros(9, 256)
+    for spec, bias in (
+        (RoutingSpec(top_k=8), None),
+        (RoutingSpec(top_k=6, renormalize=False, scale=16.0, groups=8, groups_kept=3), None),
+        (
+            RoutingSpec(top_k=8, scoring="sigmoid", scale=2.5, groups=8, groups_kept=4, group_score="top2"),
+            logits[0],
+        ),
+    ):
+        routing.route(logits, spec, bias)
+    ones = torch.ones(9)
+    sampling.sample_rows(logits, ones, ones.int(), ones.double(), ones.double(), ones.long(), ones.long())
+
+
 def main() -> None:
     from triton.runtime import driver
 
@@ -97,6 +115,7 @@ def main() -> None:
     dense()
     attention()
     experts()
+    routing_and_sampling()
     print(*sorted(compiled))
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from janus_kernels import triton
-from janus_kernels.ops import torch_backend as plain
 from janus_kernels.ops.table import OpTable
 
 
 def make_table() -> OpTable:
     """The table; imports Triton. Raises RuntimeError where that cannot run."""
     triton.load()
-    from janus_kernels.triton import attention, dense, experts
+    from janus_kernels.triton import attention, dense, experts, routing, sampling
 
     return OpTable(
         name="triton", linear=dense.linear, swiglu=dense.swiglu, rms_norm=dense.rms_norm, rotary=dense.rotary,
-        attention=attention.attention, route=plain.route, expert_ffn=experts.expert_ffn, combine=experts.combine,
-        sample=plain.sample,
+        attention=attention.attention, route=routing.route, expert_ffn=experts.expert_ffn, combine=experts.combine,
+        sample=sampling.sample,
     )  # fmt: skip
