@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from janus_kernels import POLICIES, ReplicaLayout, schedule
 from janus_kernels.native import NATIVE, describe, set_num_threads
-from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn, linear, paged_attention
+from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn, linear, new_pages, paged_attention
 from machine import write
 
 HIDDEN, INNER, EXPERTS, TOPK = 1024, 512, 64, 8
@@ -157,7 +157,8 @@ def bench_attention(machine: Machine, rounds: int) -> Iterator[Row]:
     for name, dtype in DTYPES.items():
         for context in (1024, 2048, 4096, 8192):
             blocks = batch * context // size
-            keys, values = (torch.randn(blocks, size, kv_heads, dim).to(dtype) for _ in range(2))
+            pages = (1, blocks, size, kv_heads, dim)
+            keys, values = (new_pages(pages, dtype, "cpu", columns=c)[0].normal_() for c in (True, False))
             query = torch.randn(batch, heads, dim)
             meta: dict[str, Any] = {
                 "query_starts": torch.arange(batch + 1, dtype=torch.int32),

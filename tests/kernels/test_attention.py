@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from janus_kernels import set_num_threads
-from janus_kernels.ops import paged_attention
+from janus_kernels.native import NATIVE
+from janus_kernels.ops import new_pages, paged_attention, store_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -25,6 +26,15 @@ class Case:
     tables: torch.Tensor
     window: int | None
     sinks: torch.Tensor | None = None
+
+    def laid_out_as_new_pages(self) -> Case:
+        """The same numbers in the layout that the compiled kernel likes."""
+        for name in ("keys", "values"):
+            plain = getattr(self, name)
+            pages = new_pages((1, *plain.shape), plain.dtype, "cpu", columns=name == "keys")[0]
+            assert name == "values" or not pages.is_contiguous()
+            setattr(self, name, pages.copy_(plain))
+        return self
 
     def run(
         self, query: torch.Tensor, starts: list[int], contexts: list[int], tables: torch.Tensor
@@ -156,6 +166,51 @@ def test_latent_attention_reads_values_from_keys(
     compute: str, threads: list[int], dtype: torch.dtype
 ) -> None:
     check(make_case(3, dtype, heads=36, kv_heads=1, width=40, values=32, size=8, shared=True), threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("window", "size", "heads", "kv_heads", "width", "values"), [
+    (None, 16, 6, 2, 24, 24), (7, 16, 8, 2, 33, 40), (None, 32, 9, 1, 16, 7), (90, 16, 3, 3, 20, 16),
+    (None, 64, 12, 2, 16, 16)])  # fmt: skip
+def test_pages_by_column(
+    compute: str, threads: list[int], dtype: torch.dtype, window: int | None, size: int, heads: int, kv_heads: int,
+    width: int, values: int,
+) -> None:  # fmt: skip
+    case = make_case(heads, dtype, window=window, heads=heads, kv_heads=kv_heads, width=width, values=values, size=size,
+                     longest=70, sinks=heads == 8)  # fmt: skip
+    check(case.laid_out_as_new_pages(), threads)
+
+
+@pytest.mark.parametrize("window", [None, 270])
+def test_pages_by_column_over_several_chunks(compute: str, threads: list[int], window: int | None) -> None:
+    case = make_case(
+        11, torch.bfloat16, window=window, heads=4, width=16, values=16, size=16, longest=700, sinks=True
+    )
+    check(case.laid_out_as_new_pages(), threads)
+
+
+def test_avx2_and_avx512_agree_in_every_bit(instruction_sets: list[str]) -> None:
+    if NATIVE is None or "avx512" not in instruction_sets:
+        pytest.skip("this processor lacks AVX-512")
+    for seed, dtype in enumerate(DTYPES):
+        plain = make_case(seed, dtype, longest=600, size=16)
+        pages = make_case(seed, dtype, longest=600, size=16).laid_out_as_new_pages()
+        results = {}
+        for name in ("avx2", "avx512"):
+            NATIVE.use_instruction_set(name)
+            results[name] = plain.result(), pages.result()
+        assert all(torch.equal(a, b) for a, b in zip(*results.values(), strict=True))
+
+
+def test_rows_are_stored_where_attention_finds_them() -> None:
+    torch.manual_seed(0)
+    for columns, size in ((True, 16), (False, 16), (True, 5)):
+        pages = new_pages((2, 6, size, 3, 8), torch.bfloat16, "cpu", columns=columns)
+        slots, rows = torch.randperm(6 * size)[:28], torch.randn(28, 3, 8)
+        store_rows(pages[1], rows[:20], slots[:20])
+        store_rows(pages[1], rows[20:], slots[20:])
+        for slot, row in zip(slots.tolist(), rows, strict=True):
+            assert torch.equal(pages[1, slot // size, slot % size], row.bfloat16())
 
 
 def test_sequences_without_queries_and_none_at_all(compute: str) -> None:

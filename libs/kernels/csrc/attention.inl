@@ -212,11 +212,3 @@ void attend_as(const AttentionCall &call, const AttentionPiece &piece) {
         for (int64_t d = 0; d < vd; ++d) out[d] = total[p * vd + d] * inverse;
     }
 }
-
-void attend(const AttentionCall &call, const AttentionPiece &piece) {
-    switch (call.dtype) {
-        case DType::f32: return attend_as<F32>(call, piece);
-        case DType::bf16: return attend_as<BF16>(call, piece);
-        case DType::f16: return attend_as<F16>(call, piece);
-    }
-}

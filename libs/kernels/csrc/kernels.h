@@ -35,6 +35,10 @@ struct AttentionCall {
     float *out;                   // [T, H, value_dim]
     int64_t heads, kv_heads, head_dim, value_dim, key_row, value_row, block_size, table_width, window;
     float scale;
+    // Set: a page holds [Hkv][h][block_size] keys and [Hkv][block_size][value_row] values; elements from one block
+    // and one KV head to the next. block_size is a multiple of 16 and divides 256.
+    bool columns;
+    int64_t key_block, key_head, value_block, value_head;
 };
 
 // Queries [first, last) (rows of the call, all of one sequence) of some heads: those of KV heads

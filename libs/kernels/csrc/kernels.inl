@@ -49,14 +49,6 @@ inline float *scratch(int slot, int64_t floats) {
     return buffer.data();
 }
 
-inline float fma_one(float a, float b, float c) {
-#if defined(__AVX2__) || defined(__FP_FAST_FMAF)
-    return __builtin_fmaf(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
 template <class W>
 inline void widen_row(const typename W::T *from, int64_t count, float *to) {
     int64_t i = 0;
@@ -89,6 +81,16 @@ inline float largest(const float *values, int64_t count) {
 #include "gemm.inl"
 
 #include "attention.inl"
+
+#include "attention_columns.inl"
+
+void attend(const AttentionCall &call, const AttentionPiece &piece) {
+    switch (call.dtype) {
+        case DType::f32: return call.columns ? attend_columns<F32>(call, piece) : attend_as<F32>(call, piece);
+        case DType::bf16: return call.columns ? attend_columns<BF16>(call, piece) : attend_as<BF16>(call, piece);
+        case DType::f16: return call.columns ? attend_columns<F16>(call, piece) : attend_as<F16>(call, piece);
+    }
+}
 
 #include "rows.inl"
 

@@ -18,6 +18,15 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
+// Without fused multiply-add products are rounded, so the last bits differ from the builds that have it.
+inline float fma_one(float a, float b, float c) {
+#if defined(__AVX2__) || defined(__FP_FAST_FMAF)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 inline float bf16_to_float(uint16_t bits) {
     return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
@@ -33,6 +42,7 @@ inline float f16_to_float(uint16_t h) {
 }
 
 inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch_near(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 #if defined(__AVX2__)
 
@@ -63,6 +73,47 @@ inline __m256 widen_bf16(__m128i bits) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 inline __m128i load_128(const void *p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
+
+// Eight floats, the same on AVX2 and AVX-512: attention is made of them.
+using Eight = __m256;
+inline Eight eight_zero() { return _mm256_setzero_ps(); }
+inline Eight eight_all(float x) { return _mm256_set1_ps(x); }
+inline Eight load_eight(const float *p) { return _mm256_loadu_ps(p); }
+// With AVX2 alone these are the functions of a Part.
+#if defined(__AVX512F__)
+inline void store(float *p, Eight v) { _mm256_storeu_ps(p, v); }
+inline Eight fma(Eight a, Eight b, Eight c) { return _mm256_fmadd_ps(a, b, c); }
+#endif
+// Sixteen elements as two Eights: bf16 as even and odd ones, two operations in all; order() puts them in order.
+inline void load_pair_bf16(const uint16_t *p, Eight &even, Eight &odd) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+inline void interleave(Eight &even, Eight &odd) {
+    const __m256 low = _mm256_unpacklo_ps(even, odd), high = _mm256_unpackhi_ps(even, odd);
+    even = _mm256_permute2f128_ps(low, high, 0x20);
+    odd = _mm256_permute2f128_ps(low, high, 0x31);
+}
+inline Eight eight_f16(const uint16_t *p) { return _mm256_cvtph_ps(load_128(p)); }
+inline Eight add(Eight a, Eight b) { return _mm256_add_ps(a, b); }
+// The larger; `b` where `a` is not a number.
+inline Eight larger(Eight a, Eight b) { return _mm256_max_ps(a, b); }
+// exp_one() of what is not above zero.
+inline Eight exp_eight(Eight x) {
+    const __m256 low = _mm256_max_ps(_mm256_set1_ps(-87.3f), x);  // not a number stays what it is
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(low, _mm256_set1_ps(1.44269504f)),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0.693359375f), low);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(next));
+    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r);
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256 value = _mm256_mul_ps(_mm256_add_ps(p, _mm256_set1_ps(1.0f)), _mm256_castsi256_ps(power));
+    return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_NLE_UQ));
+}
 
 #endif
 
@@ -132,12 +183,54 @@ inline Part load_i8(const int8_t *p) {
 }
 inline void store(float *p, const Part &v) { std::memcpy(p, v.v, sizeof v.v); }
 inline Part fma(const Part &a, const Part &b, const Part &c) {
-#if defined(__FP_FAST_FMAF)
-    return each([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
-#else
-    // No fused multiply-add here: products are rounded, so the last bits differ from the builds above.
-    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-#endif
+    return each([&](int i) { return fma_one(a.v[i], b.v[i], c.v[i]); });
+}
+using Eight = Half;
+inline Eight load_eight(const float *p) {
+    Eight out;
+    std::memcpy(out.v, p, sizeof out.v);
+    return out;
+}
+inline Eight eight_zero() { return {}; }
+inline Eight eight_all(float x) {
+    Eight out;
+    for (float &v : out.v) v = x;
+    return out;
+}
+inline void store(float *p, const Eight &v) { std::memcpy(p, v.v, sizeof v.v); }
+inline Eight fma(const Eight &a, const Eight &b, const Eight &c) {
+    Eight out;
+    for (int i = 0; i < 8; ++i) out.v[i] = fma_one(a.v[i], b.v[i], c.v[i]);
+    return out;
+}
+inline void load_pair_bf16(const uint16_t *p, Eight &even, Eight &odd) {
+    for (int i = 0; i < 8; ++i) even.v[i] = bf16_to_float(p[2 * i]), odd.v[i] = bf16_to_float(p[2 * i + 1]);
+}
+inline void interleave(Eight &even, Eight &odd) {
+    float all[kLanes];
+    for (int i = 0; i < 8; ++i) all[2 * i] = even.v[i], all[2 * i + 1] = odd.v[i];
+    even = load_eight(all), odd = load_eight(all + 8);
+}
+inline Eight eight_f16(const uint16_t *p) {
+    Eight out;
+    for (int i = 0; i < 8; ++i) out.v[i] = f16_to_float(p[i]);
+    return out;
+}
+inline Eight add(const Eight &a, const Eight &b) {
+    Eight out;
+    for (int i = 0; i < 8; ++i) out.v[i] = a.v[i] + b.v[i];
+    return out;
+}
+inline Eight larger(const Eight &a, const Eight &b) {
+    Eight out;
+    for (int i = 0; i < 8; ++i) out.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return out;
+}
+float exp_one(float x);
+inline Eight exp_eight(const Eight &x) {
+    Eight out;
+    for (int i = 0; i < 8; ++i) out.v[i] = exp_one(x.v[i]);
+    return out;
 }
 inline Half sum_halves(const float *low, const float *high) {
     Half out;
@@ -167,16 +260,22 @@ struct F32 {
     using T = float;
     static Part load(const T *p) { return janus::load(p); }
     static float one(T x) { return x; }
+    static void load_pair(const T *p, Eight &a, Eight &b) { a = load_eight(p), b = load_eight(p + 8); }
+    static void order(Eight &, Eight &) {}
 };
 struct BF16 {
     using T = uint16_t;
     static Part load(const T *p) { return load_bf16(p); }
     static float one(T x) { return bf16_to_float(x); }
+    static void load_pair(const T *p, Eight &a, Eight &b) { load_pair_bf16(p, a, b); }
+    static void order(Eight &a, Eight &b) { interleave(a, b); }
 };
 struct F16 {
     using T = uint16_t;
     static Part load(const T *p) { return load_f16(p); }
     static float one(T x) { return f16_to_float(x); }
+    static void load_pair(const T *p, Eight &a, Eight &b) { a = eight_f16(p), b = eight_f16(p + 8); }
+    static void order(Eight &, Eight &) {}
 };
 struct I8 {
     using T = int8_t;
@@ -190,18 +289,17 @@ inline float exp_one(float x) {
     const float low = x > -87.3f ? x : -87.3f;
     const float clamped = low < 88.7f ? low : 88.7f;
     const float n = std::nearbyint(clamped * 1.44269504f);
-    float r = clamped - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
+    float r = fma_one(n, -0.693359375f, clamped);
+    r = fma_one(n, 2.12194440e-4f, r);
     float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r;
-    p = p + 1.0f;
+    p = fma_one(p, r, 1.3981999507e-3f);
+    p = fma_one(p, r, 8.3334519073e-3f);
+    p = fma_one(p, r, 4.1665795894e-2f);
+    p = fma_one(p, r, 1.6666665459e-1f);
+    p = fma_one(p, r, 5.0000001201e-1f);
+    p = fma_one(p, r * r, r);
     const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float value = p * __builtin_bit_cast(float, bits);
+    float value = (p + 1.0f) * __builtin_bit_cast(float, bits);
     value = x > 88.7f ? INFINITY : value;
     value = x > -87.3f ? value : 0.0f;
     return x != x ? x : value;

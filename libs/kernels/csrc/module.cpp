@@ -5,6 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <atomic>
 
 #include "engine.h"
@@ -41,12 +45,13 @@ void swiglu(uintptr_t x, int64_t tokens, int64_t hidden, uintptr_t gate, uintptr
 void attention(uintptr_t query, uintptr_t keys, uintptr_t values, int dtype, uintptr_t starts, uintptr_t contexts,
                uintptr_t tables, uintptr_t sinks, uintptr_t out, int64_t sequences, int64_t heads, int64_t kv_heads, int64_t head_dim,
                int64_t value_dim, int64_t key_row, int64_t value_row, int64_t block_size, int64_t table_width,
-               int64_t window, float scale) {
+               int64_t window, float scale, bool columns, int64_t key_block, int64_t key_head, int64_t value_block,
+               int64_t value_head) {
     nb::gil_scoped_release release;
     const AttentionCall call{at<float>(query), at<void>(keys), at<void>(values), static_cast<DType>(dtype),
                              at<int32_t>(starts), at<int32_t>(contexts), at<int32_t>(tables), at<float>(sinks),
                              at<float>(out), heads, kv_heads, head_dim, value_dim, key_row, value_row, block_size, table_width,
-                             window, scale};
+                             window, scale, columns, key_block, key_head, value_block, value_head};
     // A piece takes about as many (query, head) pairs as keep its scores in cache. One query takes several KV
     // heads at once: theirs lie side by side in the cache. Enough pieces for every thread come first.
     constexpr int64_t kPairs = 64;
@@ -174,6 +179,16 @@ NB_MODULE(_native, m) {
     m.def("sample", &sample);
     m.def("uniform", &uniform);
     m.def("route", &route);
+    // A wish for large memory pages, whole small ones only; whether the system took it.
+    m.def("prefer_large_pages", [](uintptr_t address, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+        constexpr uintptr_t kPage = 4096;
+        const uintptr_t begin = (address + kPage - 1) & ~(kPage - 1), end = (address + bytes) & ~(kPage - 1);
+        return end > begin && madvise(at<void>(begin), end - begin, MADV_HUGEPAGE) == 0;
+#else
+        return address == 0 && bytes < 0;
+#endif
+    });
     // For the benchmarks: reads that many bytes on all threads; does floating-point operations and says how many.
     m.def("read_probe", [](uintptr_t address, int64_t bytes) {
         nb::gil_scoped_release release;

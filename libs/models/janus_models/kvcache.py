@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from janus_kernels.ops import new_pages, store_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class BatchMeta:
 
 
 class KvCache:
-    """What attention remembers, per layer: keys and values, [num_blocks, block_size, Hkv, hd] each.
+    """What attention remembers, per layer: keys and values, views [num_blocks, block_size, Hkv, hd] each.
 
     With ``latent_dim`` (MLA) there is one entry per token, ``head_dim`` wide, its latent and then the rotary key;
     ``values`` is a view of its first ``latent_dim`` numbers.
@@ -44,12 +45,12 @@ class KvCache:
     ) -> None:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
         # Not zeroed: pages cost memory only once tokens are written to them.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = (
-            torch.empty(shape, dtype=dtype, device=device)
-            if latent_dim is None
-            else self.keys[..., :latent_dim]
-        )
+        if latent_dim is None:
+            self.keys = new_pages(shape, dtype, device, columns=True)
+            self.values = new_pages(shape, dtype, device, columns=False)
+        else:
+            self.keys = torch.empty(shape, dtype=dtype, device=device)
+            self.values = self.keys[..., :latent_dim]
         self._latent = latent_dim is not None
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -63,13 +64,9 @@ class KvCache:
         self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor
     ) -> None:
         """Store [T, Hkv, hd] keys and values at flat slots."""
-        self._store(self.keys[layer], key_TKH, slots_T)
-        self._store(self.values[layer], value_TKH, slots_T)
+        store_rows(self.keys[layer], key_TKH, slots_T)
+        store_rows(self.values[layer], value_TKH, slots_T)
 
     def write_latent(self, layer: int, entry_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
         """Store [T, 1, head_dim], latents with their rotary keys, at flat slots."""
-        self._store(self.keys[layer], entry_TKH, slots_T)
-
-    @staticmethod
-    def _store(cache: torch.Tensor, entries: torch.Tensor, slots_T: torch.Tensor) -> None:
-        cache.flatten(0, 1).index_copy_(0, slots_T, entries.to(cache.dtype))
+        store_rows(self.keys[layer], entry_TKH, slots_T)

@@ -8,6 +8,7 @@ float32, bfloat16 or float16. :func:`backend` says what computes; ``JANUS_KERNEL
 from __future__ import annotations
 
 from janus_kernels.ops.attention import apply_rotary, paged_attention
+from janus_kernels.ops.cache import new_pages, store_rows
 from janus_kernels.ops.dense import linear, rms_norm, swiglu_ffn
 from janus_kernels.ops.experts import (
     Activation,
@@ -37,12 +38,14 @@ __all__ = [
     "expert_ffn",
     "forbid",
     "linear",
+    "new_pages",
     "paged_attention",
     "penalize",
     "rms_norm",
     "route",
     "router_logits",
     "sample",
+    "store_rows",
     "swiglu_ffn",
     "use_backend",
 ]

@@ -39,7 +39,8 @@ def paged_attention(
         query: fp32 [T, H, h], the tokens of one sequence together, the last ones of its context.
         keys: [num_blocks, block_size, Hkv, h], float32, bfloat16 or float16, this step's tokens already in it.
         values: [num_blocks, block_size, Hkv, v], the same dtype. With MLA (absorbed) keys are the latents with
-            their rotary part, Hkv is 1, and values may be the view ``keys[..., :v]``.
+            their rotary part, Hkv is 1, and values may be the view ``keys[..., :v]``. Both may be views of any
+            strides; those of :func:`new_pages` are read fastest.
         query_starts: int32 [B+1]: sequence i has the queries query_starts[i] .. query_starts[i+1].
         context_lens: int32 [B], this step's tokens included.
         block_tables: int32 [B, max_blocks].

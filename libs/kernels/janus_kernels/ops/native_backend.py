@@ -9,7 +9,7 @@ import torch
 from janus_kernels.native import NATIVE
 from janus_kernels.ops import torch_backend as plain
 from janus_kernels.ops.table import OpTable
-from janus_kernels.ops.types import Activation, ExpertMapping, ExpertSet, ExpertStats, RoutingSpec
+from janus_kernels.ops.types import PAGE_SIZES, Activation, ExpertMapping, ExpertSet, ExpertStats, RoutingSpec
 
 assert NATIVE is not None
 _native = NATIVE
@@ -81,6 +81,12 @@ def _rows(cache: torch.Tensor) -> int | None:
     return heads if evenly else None
 
 
+def _by_columns(keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether pages are what :func:`janus_kernels.ops.new_pages` makes: the faster form."""
+    size = keys.shape[1]
+    return keys.stride(1) == 1 and keys.stride(3) == size and values.stride(3) == 1 and size in PAGE_SIZES
+
+
 def _attention(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -93,6 +99,9 @@ def _attention(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     code, key_row, value_row = _CODES.get(keys.dtype), _rows(keys), _rows(values)
+    columns = _by_columns(keys, values)
+    if columns:
+        key_row, value_row = 1, values.stride(1)
     if code is None or key_row is None or value_row is None or keys.dtype != values.dtype:
         return plain.attention(
             query, keys, values, query_starts, context_lens, block_tables, scale, window, sinks
@@ -103,7 +112,7 @@ def _attention(
         query.data_ptr(), keys.data_ptr(), values.data_ptr(), code, query_starts.data_ptr(),
         context_lens.data_ptr(), block_tables.data_ptr(), _address(sinks), out.data_ptr(), context_lens.shape[0], heads,
         keys.shape[2], width, values.shape[3], key_row, value_row, keys.shape[1], block_tables.shape[1], window,
-        scale,
+        scale, columns, keys.stride(0), keys.stride(2), values.stride(0), values.stride(2),
     )  # fmt: skip
     return out
 

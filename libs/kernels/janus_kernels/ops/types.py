@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PAGE_SIZES = (16, 32, 64, 128, 256)
+"""Positions of a page that the compiled attention takes in its faster form."""
 GRID = 1.5 * 2.0**18
 """Adding and subtracting it rounds a float64 to a multiple of 2^-34."""
 
