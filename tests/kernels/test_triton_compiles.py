@@ -38,5 +38,5 @@ def test_all_kernels_compile(architecture: int, dtypes: str, tmp_path: Path) -> 
 
 KERNELS = {
     "_linear", "_gate_up", "_rms_norm", "_rotary", "_attend", "_merge", "_inner", "_outer", "_weigh", "_add", "_route",
-    "_draw",
+    "_draw", "_mark", "_assign", "_rewrite", "_digest", "_fold",
 }  # fmt: skip

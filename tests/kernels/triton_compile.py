@@ -103,6 +103,19 @@ def routing_and_sampling() -> None:
     sampling.sample_rows(logits, ones, ones.int(), ones.double(), ones.double(), ones.long(), ones.long())
 
 
+def scheduling() -> None:
+    from janus_kernels import ReplicaLayout
+    from janus_kernels.triton import scheduling
+
+    for count, instances in ((160, 16), (1, 1), (1024, 1024)):
+        layout = ReplicaLayout.from_placement([list(range(count))] * instances, count)
+        placed = scheduling.place(layout, "cpu")
+        for tokens in (1, 64):
+            for policy in scheduling.POLICIES:
+                ids = torch.zeros(tokens, 1, dtype=torch.int32)
+                scheduling.schedule_rows(ids, placed, policy, layout_version=tokens)
+
+
 def main() -> None:
     from triton.runtime import driver
 
@@ -116,6 +129,7 @@ def main() -> None:
     attention()
     experts()
     routing_and_sampling()
+    scheduling()
     print(*sorted(compiled))
 
 

@@ -32,6 +32,8 @@ class ReplicaLayout:
     """Per expert, the instances that host it, ascending."""
     native: Any = field(default=None, repr=False)
     """Compiled form, made at the first schedule."""
+    placed: Any = field(default=None, repr=False)
+    """The same on a GPU."""
 
     @property
     def num_instances(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_kernels import policies
+from janus_kernels import policies, triton
 from janus_kernels.layout import Int32, ReplicaLayout
 from janus_kernels.native import NATIVE
 
@@ -60,7 +60,8 @@ def schedule(
     """Choose a replica for each (token, chosen expert) of one MoE layer.
 
     Args:
-        topk_ids: logical expert ids, integer [T, k], array or CPU tensor; T >= 0, k in 1..32.
+        topk_ids: logical expert ids, integer [T, k], array or tensor; T >= 0, k in 1..32. A CUDA tensor is scheduled
+            where it is by ``optimal`` and ``aebs``; only the result comes to the host.
         layout: where replicas are.
         policy: ``optimal`` (the least possible a_max), ``aebs`` (paper, Algorithm 1), ``token-balanced``
             (tokens of an expert spread over its replicas, as EPLB does) or ``random``.
@@ -72,6 +73,14 @@ def schedule(
     code = _CODES.get(policy)
     if code is None:
         raise ValueError(f"policy {policy!r}; allowed: {', '.join(POLICIES)}")
+    if getattr(topk_ids, "is_cuda", False):
+        if policy in ("optimal", "aebs") and triton.unavailable() is None:
+            triton.load()
+            from janus_kernels.triton import scheduling as on_device
+
+            _check_shape(topk_ids)
+            return on_device.schedule(topk_ids, layout, policy, layout_version)
+        topk_ids = topk_ids.cpu()
     ids = _as_ids(topk_ids)
     if NATIVE is not None:
         scheduler = layout.native
@@ -86,10 +95,14 @@ def schedule(
     return reference_schedule(ids, layout, policy, layout_version=layout_version, seed=seed)
 
 
+def _check_shape(ids: Any) -> None:
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= MAX_TOPK:
+        raise ValueError(f"topk_ids has shape {tuple(ids.shape)}; expected [T, k] with k in 1..{MAX_TOPK}")
+
+
 def _as_ids(topk_ids: Any) -> Int32:
     ids = np.asarray(topk_ids)
-    if ids.ndim != 2 or not 1 <= ids.shape[1] <= MAX_TOPK:
-        raise ValueError(f"topk_ids has shape {ids.shape}; expected [T, k] with k in 1..{MAX_TOPK}")
+    _check_shape(ids)
     if ids.dtype != np.int32:
         if ids.dtype.kind not in "iu":
             raise ValueError(f"topk_ids has dtype {ids.dtype}; expected integers")

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 
-KERNELS = ("tiles", "dense", "attention", "experts", "routing", "sampling")
+KERNELS = ("tiles", "dense", "attention", "experts", "routing", "sampling", "scheduling")
 """Modules with kernels."""
 
 
