@@ -83,6 +83,8 @@ class Batcher:
         self._draft_tokens = draft_tokens if drafter else 0
         self._arrivals = 0
         self._step = 0
+        self._left = 0
+        """Tokens that the step being put together has room for."""
 
     def __len__(self) -> int:
         return len(self.running) + len(self.waiting)
@@ -116,14 +118,14 @@ class Batcher:
     def next_batch(self) -> list[Piece]:
         """Pieces of the next step, at most ``max_batch_tokens`` tokens; empty when there is no work."""
         self._step += 1
+        self._left = self.max_batch_tokens
         pieces: dict[int, Piece] = {}
         for seq in sorted((s for s in self.running if s.pending == 1), key=_turn):
             self._decode(seq, pieces)
         self._admit(pieces)
         prompts = sorted((s for s in self.running if s.pending > 1), key=_turn)
         if prompts:
-            left = self.max_batch_tokens - sum(piece.count for piece in pieces.values())
-            left = min(left, self.budget.tokens(len(pieces)))
+            left = min(self._left, self.budget.tokens(len(pieces)))
             shares = share(left, [seq.pending for seq in prompts], self.pool.block_size)
             for seq, count in zip(prompts, shares, strict=True):
                 if count:
@@ -133,14 +135,14 @@ class Batcher:
         return list(pieces.values())
 
     def _decode(self, seq: Sequence, pieces: dict[int, Piece]) -> None:
-        budget = self.max_batch_tokens - sum(piece.count for piece in pieces.values())
-        if budget < 1 or seq not in self.running:
-            return  # preempted by one before it
-        draft = self._draft(seq, budget - 1)
+        if self._left < 1 or not seq.blocks:
+            return  # without blocks: preempted by one before it
+        draft = self._draft(seq, self._left - 1)
         if draft and not self.pool.grow(seq, len(seq.tokens) + len(draft)):
             draft = ()  # a guess is not worth a preemption
         if self._make_room(seq, len(seq.tokens), pieces):
             pieces[seq.id] = Piece(seq, 1 + len(draft), draft)
+            self._left -= 1 + len(draft)
 
     def _draft(self, seq: Sequence, most: int) -> tuple[int, ...]:
         if self._drafter is None:
@@ -160,7 +162,8 @@ class Batcher:
 
     def _preempt(self, victim: Sequence, pieces: dict[int, Piece]) -> None:
         self.running.remove(victim)
-        pieces.pop(victim.id, None)
+        if (piece := pieces.pop(victim.id, None)) is not None:
+            self._left += piece.count
         self.pool.release(victim)
         bisect.insort(self.waiting, victim, key=_rank)
         self.preemptions += 1
