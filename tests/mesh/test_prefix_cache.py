@@ -104,3 +104,17 @@ def test_long_prompts_do_not_change_or_stop_a_stream(mixtral: Path) -> None:
             assert mesh.answer(number).finish == "length"
     assert streamed.tokens == alone.tokens
     assert bits(streamed) == bits(alone)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_prompt_does_not_hold_up_streams_of_other_workers(mixtral: Path, crowded: bool) -> None:
+    options = EngineOptions(kv_tokens=4096, max_batch_tokens=64, prefill_tokens=8)
+    prompt = np.random.default_rng(1).integers(3, 99, 256).tolist()
+    with InProcessMesh(mixtral, attention=2, experts=2, attention_options=options) as mesh:
+        if crowded:
+            stream = mesh.submit(SHARED, worker=1, max_tokens=2000)
+            mesh.pump(lambda: len(mesh.peek(stream).tokens) > 3, "a stream")
+        assert mesh.answer(mesh.submit(prompt, max_tokens=2)).tokens == generate(mixtral, prompt, 2).ids
+        steps = settled(mesh, 2)["steps"]
+    # 256 tokens by eight while the other worker's stream decodes, by 64 while nobody does.
+    assert (steps > 30) if crowded else (steps < 8)

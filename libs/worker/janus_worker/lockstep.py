@@ -29,6 +29,8 @@ class Flag(enum.IntFlag):
     """AGate: routing done by the sender; expert ids and weights follow the hidden states."""
     RETRY = 2
     """The layer is repeated: the MoE workers' digests differed."""
+    DECODES = 4
+    """Some stream decodes in this step. In a request: of its sender; in PARTIAL and STEP_DONE: of the cohort."""
 
 
 class NewerEpoch(Exception):

@@ -21,6 +21,8 @@ class StepInput:
     meta: BatchMeta
     last_rows: torch.Tensor
     """int64 [N]: rows whose logits choose a token: the last ``piece.rows`` of each piece, in order."""
+    decodes: bool
+    """Whether a stream decodes in it."""
 
 
 def build(pieces: Pieces[Piece], block_size: int) -> StepInput:
@@ -53,4 +55,5 @@ def build(pieces: Pieces[Piece], block_size: int) -> StepInput:
         token_ids=torch.tensor(tokens, dtype=torch.int64),
         meta=meta,
         last_rows=torch.tensor(last_rows, dtype=torch.int64),
+        decodes=any(piece.decodes for piece in pieces),
     )

@@ -79,6 +79,8 @@ class Batcher:
         self.waiting: list[Sequence] = []
         """By rank."""
         self.preemptions = 0
+        self.others_decode = False
+        """Whether streams of other workers decode: their steps are ours, so our prompts must not hold them up."""
         self._drafter = drafter
         self._draft_tokens = draft_tokens if drafter else 0
         self._arrivals = 0
@@ -109,11 +111,10 @@ class Batcher:
         self.pool.release(seq)
 
     def observe(self, pieces: list[Piece], seconds: float) -> None:
-        """A step of these took so long: the prefill budget learns from it."""
+        """A step of these (none: of other workers) took so long: the prefill budget learns from it."""
         prompts = sum(piece.count for piece in pieces if not piece.decodes)
-        self.budget.observe(
-            decoding=sum(1 for piece in pieces if piece.decodes), prompt_tokens=prompts, seconds=seconds
-        )
+        decoding = sum(1 for piece in pieces if piece.decodes) + self.others_decode
+        self.budget.observe(decoding=decoding, prompt_tokens=prompts, seconds=seconds)
 
     def next_batch(self) -> list[Piece]:
         """Pieces of the next step, at most ``max_batch_tokens`` tokens; empty when there is no work."""
@@ -125,7 +126,7 @@ class Batcher:
         self._admit(pieces)
         prompts = sorted((s for s in self.running if s.pending > 1), key=_turn)
         if prompts:
-            left = min(self._left, self.budget.tokens(len(pieces)))
+            left = min(self._left, self.budget.tokens(len(pieces) + self.others_decode))
             shares = share(left, [seq.pending for seq in prompts], self.pool.block_size)
             for seq, count in zip(prompts, shares, strict=True):
                 if count:

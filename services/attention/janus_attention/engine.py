@@ -15,7 +15,7 @@ from janus_models.generation import end_ids
 from janus_transport import Header, Kind, Transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
-from janus_worker.lockstep import EngineCohort
+from janus_worker.lockstep import EngineCohort, Flag
 
 from janus_attention.batch import build
 from janus_attention.batcher import Batcher, Piece
@@ -226,6 +226,7 @@ class AttentionEngine(CohortEngine):
             kind=Kind.HIDDEN, epoch=cohort.epoch, step=self.step, layer=0, source=self.member,
             tokens=0, payload_bytes=0,
         )  # fmt: skip
+        began = time.perf_counter()
         self.exchange.reclaim(self._note)
         self.exchange.send([peer.member for peer in cohort.moe], header, self._note)
 
@@ -239,7 +240,9 @@ class AttentionEngine(CohortEngine):
         frame = self.inbox.peek(coordinator)
         assert frame is not None
         total = frame.header.tokens
+        self.batcher.others_decode = bool(frame.header.flags & Flag.DECODES)
         self.exchange.pop(coordinator)
+        self.batcher.observe([], time.perf_counter() - began)
         self.step += 1
         self.asleep = total == 0
 
@@ -272,6 +275,7 @@ class AttentionEngine(CohortEngine):
         self._deliver(pieces, logits_NV)
         ended = time.perf_counter()
         self.counters.deliver_seconds += ended - ran
+        self.batcher.others_decode = self._forward.cohort_decodes and not step.decodes
         self.batcher.observe(pieces, ended - began)
 
     def _detailed(self, piece: Piece) -> bool:

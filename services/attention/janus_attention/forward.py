@@ -21,7 +21,7 @@ from janus_attention.batch import StepInput
 from janus_attention.sequence import Trace
 
 # Plain numbers: operators of IntFlag cost microseconds each, in every layer.
-_GATED, _RETRY = int(Flag.GATED), int(Flag.RETRY)
+_GATED, _RETRY, _DECODES = int(Flag.GATED), int(Flag.RETRY), int(Flag.DECODES)
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 
 
@@ -80,6 +80,9 @@ class Forward:
         self.exchange_latency = Histogram(EXCHANGE_BOUNDS_S)
         self._held: list[int] = []
         """Members whose last reply is still in its receive buffer."""
+        self._decodes = 0
+        self.cohort_decodes = False
+        """Whether a stream decoded in the last step, here or elsewhere in the cohort."""
 
     def run(self, step: StepInput, cohort: EngineCohort, trace: Trace | None) -> torch.Tensor:
         """fp32 logits [N, V] of ``step.last_rows``; all tokens' keys and values are in the cache afterwards.
@@ -89,6 +92,7 @@ class Forward:
         """
         model, counters = self._model, self._counters
         self._held.clear()  # of a run that was abandoned; the next epoch drops its frames
+        self._decodes = _DECODES if step.decodes else 0
         started = time.perf_counter()
         exchange_before = counters.exchange_seconds
         h_TD = model.embed(step.token_ids)
@@ -157,7 +161,7 @@ class Forward:
         exchange.reclaim(self._request)
         size = self._fill(index, x_TD, gated=bool(flags & _GATED))
         header = Header(
-            kind=Kind.HIDDEN, flags=flags, epoch=cohort.epoch, step=self._engine.step, layer=index,
+            kind=Kind.HIDDEN, flags=flags | self._decodes, epoch=cohort.epoch, step=self._engine.step, layer=index,
             source=self._engine.member, tokens=x_TD.shape[0], topk=self._topk, payload_bytes=size,
             trace_id=bytes.fromhex(trace.trace_id) if trace else _NO_TRACE, span_id=span,
         )  # fmt: skip
@@ -169,6 +173,7 @@ class Forward:
         self._held += members
         for frame in frames:
             _check(frame, header, self._hidden)
+        self.cohort_decodes = bool(frames[0].header.flags & _DECODES)
         took = time.perf_counter() - began
         self._counters.exchange_seconds += took
         self.exchange_latency.observe(took)
@@ -214,7 +219,7 @@ def _check(frame: Frame, request: Header, hidden: int) -> None:
         header.kind is not Kind.PARTIAL
         or header.step != request.step
         or header.layer != request.layer
-        or header.flags != request.flags
+        or (header.flags ^ request.flags) & ~_DECODES
     ):
         raise ProtocolError(
             member, f"answered step {header.step} layer {header.layer}, asked was step {request.step} "

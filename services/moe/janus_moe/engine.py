@@ -25,7 +25,7 @@ from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
 from janus_moe.gather import check, gather
 
 _PAGE = 4096
-_RETRY = int(Flag.RETRY)
+_RETRY, _DECODES = int(Flag.RETRY), int(Flag.DECODES)
 _NO_TRACE = bytes(16)
 
 
@@ -68,6 +68,8 @@ class MoeEngine(CohortEngine):
         self._replies: dict[int, SendBuffer] = {}
         self._note = self.exchange.allocate()
         self._rank = 0
+        self._decodes = 0
+        """Flag.DECODES when a stream decodes in the latest pass."""
         self.counters = PassCounters()
         self._compute = MoeCompute(model, self.counters)
 
@@ -213,6 +215,7 @@ class MoeEngine(CohortEngine):
         result = self._compute.run(layer, batch.x_TD, ids_TK, weights_TK, out_TD)
         elapsed_us = int((time.perf_counter() - started) * 1e6)
         headers = [frame.header for frame in frames]
+        self._decodes = _DECODES if any(header.flags & _DECODES for header in headers) else 0
         for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
             self._reply(member, header, out_TD[first:end], result.digest, elapsed_us)
         for header in headers:
@@ -236,7 +239,7 @@ class MoeEngine(CohortEngine):
         buffer.payload[:size].view(np.float64).reshape(rows_TD.shape)[:] = rows_TD.numpy()
         header = Header(
             kind=Kind.PARTIAL, epoch=self.inbox.epoch, step=request.step, layer=request.layer,
-            flags=request.flags, source=self.member, tokens=request.tokens, payload_bytes=size,
+            flags=request.flags | self._decodes, source=self.member, tokens=request.tokens, payload_bytes=size,
             digest=digest, elapsed_us=elapsed_us,
         )  # fmt: skip
         # The sender waits for the reply, not for the buffer of its request: others are posted.
@@ -249,6 +252,7 @@ class MoeEngine(CohortEngine):
         self.exchange.reclaim(self._note)
         header = Header(
             kind=kind,
+            flags=self._decodes if total else 0,
             epoch=self.inbox.epoch,
             step=self.step,
             source=self.member,
