@@ -81,7 +81,9 @@ def instruction_sets() -> list[str]:
     return INSTRUCTION_SETS
 
 
+TRITON_QUICK = ["test_pages_by_column[triton-7-16-8-2-33-40-torch.bfloat16"]
 TRITON_SLOW = [
+    "test_pages_by_column[triton", "test_pages_by_column_over_several_chunks[triton",
     "test_linear[triton-(40, 2100, 12)-torch.float32]", "test_swiglu_ffn[triton-torch.float32]",
     "test_contexts_longer_than_a_chunk[triton", "test_any_grouping_of_heads[triton-40-1",
     "test_any_grouping_of_heads[triton-4-4", "test_mixed_batches[triton-None-torch.float32",
@@ -181,5 +183,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         arguments = getattr(item, "callspec", None)
         if arguments is None or arguments.params.get("compute") != "triton":
             continue
-        if torch.float16 in arguments.params.values() or any(name in item.nodeid for name in TRITON_SLOW):
+        slow = any(name in item.nodeid for name in TRITON_SLOW) and not any(
+            name in item.nodeid for name in TRITON_QUICK
+        )
+        if slow or torch.float16 in arguments.params.values():
             item.add_marker(pytest.mark.slow)

@@ -31,7 +31,10 @@ class Case:
         """The same numbers in the layout that the compiled kernel likes."""
         for name in ("keys", "values"):
             plain = getattr(self, name)
-            pages = new_pages((1, *plain.shape), plain.dtype, "cpu", columns=name == "keys")[0]
+            if plain.device.type == "cpu":
+                pages = new_pages((1, *plain.shape), plain.dtype, "cpu", columns=name == "keys")[0]
+            else:  # where pages are plain: this is a view like any other
+                pages = torch.empty_like(plain.permute(2, 3, 1, 0).contiguous()).permute(3, 2, 0, 1)
             assert name == "values" or not pages.is_contiguous()
             setattr(self, name, pages.copy_(plain))
         return self
