@@ -41,6 +41,33 @@ async def test_follows_the_service() -> None:
     assert code == 1 and "UNAVAILABLE" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "closed before an answer"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "closed before an answer"),
+        (b"\0\0\0\x01\x01\0\0\0\x01", "not an answer of the health service"),  # trailers alone: a refusal
+        (b"\0\0\x02\0\x01\0\0\0\x01ab", "not an answer of the health service"),
+        (None, "timed out"),
+    ],
+)
+async def test_what_is_no_health_service(answer: bytes | None, said: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(24)
+        if answer is not None:
+            writer.write(answer)
+            writer.write_eof()
+        await reader.read()  # until the other side has closed
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = str(server.sockets[0].getsockname()[1])
+    code, output = await probe(JANUS_GRPC_PORT=port)
+    assert code == 1 and said in output and "Traceback" not in output
+    server.close()
+    await asyncio.sleep(0.1)
+
+
 @pytest.mark.parametrize("port", ["", "0", "65536", "-1", "http", "٥٠"])
 async def test_a_port_that_is_none(port: str) -> None:
     code, said = await probe(JANUS_GRPC_PORT=port)
