@@ -134,6 +134,63 @@ def serve(
         raise Failure(f"no request was answered: {causes}")
 
 
+def _sizes(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(size) for size in value.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= size <= 1 << 26 for size in found):
+        raise click.BadParameter(f"{value!r}: bytes, 0 to {1 << 26}, with commas between")
+    return found
+
+
+def _grid(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    if value == "none":
+        return 0, 0
+    left, _, right = value.partition("x")
+    if not (left.isdecimal() and right.isdecimal() and 1 <= int(left) <= 64 and 1 <= int(right) <= 64):
+        raise click.BadParameter(f"{value!r}: MxN, each 1 to 64, or none")
+    return int(left), int(right)
+
+
+@command.command()
+@click.option(
+    "--transport",
+    "names",
+    type=click.Choice(["shm", "tcp", "ucx", "inproc"]),
+    multiple=True,
+    default=("shm", "tcp", "inproc"),
+    show_default=True,
+    help="May be repeated. ucx: as UCX_TLS says.",
+)
+@click.option(
+    "--sizes", callback=_sizes, default="1024,16384,262144,4194304", show_default=True, help="Payload bytes."
+)
+@click.option("--grid", callback=_grid, default="3x3", show_default=True, help="Cohort pattern, or none.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns of each kind.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Round trips per turn.")
+@click.option("--picture", "png", type=click.Path(dir_okay=False, path_type=Path), help="Draw into this PNG.")
+@json_option
+def exchange(
+    names: tuple[str, ...], sizes: tuple[int, ...], grid: tuple[int, int], rounds: int, count: int,
+    png: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure the exchange: round trips of a pair beside bare UCXX, and layers of an M x N cohort."""
+    try:
+        from janus_bench import exchange as bench
+
+        rows = bench.measure(names, bench.Plan(sizes=sizes, grid=grid, rounds=rounds, count=count))
+        if png:
+            bench.picture(rows, png)
+    except ModuleNotFoundError as error:
+        raise Failure(f"{error}; pip install 'janus-mesh-bench[exchange]'") from error
+    except BenchError as error:
+        raise Failure(str(error)) from error
+    click.echo(
+        json.dumps({"machine": machine(), "rows": rows}, indent=1) if as_json else bench.markdown(rows)
+    )
+
+
 def _seconds(ms: float | None) -> float | None:
     return None if ms is None else ms / 1e3
 
