@@ -35,7 +35,19 @@ def test_service_runs_without_torch(service: str) -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["kernels", "models", "placement", "runtime", "transport", "client", "cli", "wire", "worker", "testing"],
+    [
+        "kernels",
+        "models",
+        "placement",
+        "runtime",
+        "scaling",
+        "transport",
+        "client",
+        "cli",
+        "wire",
+        "worker",
+        "testing",
+    ],
 )
 def test_library_imports_without_torch_and_quickly(package: str) -> None:
     began = time.monotonic()
