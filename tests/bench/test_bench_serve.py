@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fake_openai import FakeOpenAi
@@ -20,8 +22,8 @@ from janus_cli.commands.bench import serve
 from janus_cli.main import main
 
 FIRST_S, GAP_S = 0.08, 0.02
-SLACK_S = 0.015
-"""Of medians: tests share the machine."""
+EARLY_S = 0.002
+"""A timer of the event loop may fire this much before its time."""
 
 
 def questions(count: int, tokens: int) -> list[workload.Ask]:
@@ -58,31 +60,44 @@ def test_times_are_what_the_server_did(chat: bool) -> None:
         assert len(record.marks) == len(served.pieces) == 8
         assert record.due <= record.sent <= served.began <= served.pieces[0] <= record.marks[0]
         assert record.marks[-1] <= record.end
-    # How late the client sees a piece is the error of everything that it reports.
+    # How late the client sees a piece bounds the error of everything that it reports.
     late = [
         mark - wrote
         for record, served in pairs
         for mark, wrote in zip(record.marks, served.pieces, strict=True)
     ]
-    assert statistics.median(late) < 0.003 and min(late) >= 0
+    assert min(late) >= 0 and statistics.median(late) < 0.02
+    most = max(late)
     result = summarize(ran.records)
-    assert result["ttft_ms"]["p50"] / 1e3 == pytest.approx(FIRST_S, abs=SLACK_S) and result["failed"] == 0
-    assert result["tpot_ms"]["p50"] / 1e3 == pytest.approx(GAP_S, abs=SLACK_S / 3)
-    assert result["itl_ms"]["p50"] / 1e3 == pytest.approx(GAP_S, abs=SLACK_S / 3)
-    assert result["e2e_ms"]["p50"] / 1e3 == pytest.approx(FIRST_S + 7 * GAP_S, abs=3 * SLACK_S)
+    expected = {
+        "ttft_ms": [s.pieces[0] - r.due for r, s in pairs],
+        "tpot_ms": [(s.pieces[-1] - s.pieces[0]) / 7 for _, s in pairs],
+        "itl_ms": [b - a for _, s in pairs for a, b in itertools.pairwise(s.pieces)],
+    }
+    for key, seconds in expected.items():
+        for name, percent in (("p50", 50), ("p90", 90), ("p99", 99)):
+            assert abs(result[key][name] / 1e3 - np.percentile(seconds, percent)) <= most
+        assert abs(result[key]["mean"] / 1e3 - statistics.mean(seconds)) <= most
+    assert abs(result["tpot_ms"]["mean"] / 1e3 - statistics.mean(expected["tpot_ms"])) <= most / 7
+    # What the server was told to take, at least: sleeps are never short.
+    assert result["ttft_ms"]["p50"] / 1e3 >= FIRST_S - EARLY_S
+    assert result["tpot_ms"]["p50"] / 1e3 >= GAP_S - most / 7 - EARLY_S
+    assert result["e2e_ms"]["p50"] / 1e3 >= FIRST_S + 7 * GAP_S - EARLY_S
     span = max(s.end for s in server.served) - min(s.began for s in server.served)
-    assert result["output_tokens_per_s"] == pytest.approx(24 * 8 / span, rel=0.1)
-    assert result["total_tokens_per_s"] == pytest.approx(24 * 13 / span, rel=0.1)
+    assert result["failed"] == 0 and result["duration_s"] >= span - EARLY_S
+    assert result["output_tokens_per_s"] == pytest.approx(24 * 8 / result["duration_s"])
+    assert result["total_tokens_per_s"] == pytest.approx(24 * 13 / result["duration_s"])
+    assert result["duration_s"] - span < 0.5
 
 
 def test_open_loop_sends_when_due_whatever_the_server_does() -> None:
     at = workload.arrivals(40, 100.0, seed=3)
     with FakeOpenAi(first_s=0.5) as server:
         ran = load(server, 40, tokens=1, at=at)
-    assert server.most_in_flight > 30, "it does not wait for answers"
+    assert server.most_in_flight > 20, "it does not wait for answers"
     first = ran.records[0].due
     assert [r.due - first for r in ran.records] == pytest.approx(at)
-    assert statistics.median(r.sent - r.due for r in ran.records) < 0.01
+    assert statistics.median(r.sent - r.due for r in ran.records) < 0.1
     assert ran.lag_s == max(r.sent - r.due for r in ran.records)
 
 
@@ -90,7 +105,8 @@ def test_waiting_for_a_place_counts() -> None:
     with FakeOpenAi(first_s=0.1) as server:
         ran = load(server, 4, tokens=1, at=[0.0] * 4, concurrency=1)
     assert server.most_in_flight == 1
-    assert sorted(r.ttft for r in ran.records) == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.08)
+    for waited, answers in zip(sorted(r.ttft for r in ran.records), (1, 2, 3, 4), strict=True):
+        assert answers * (0.1 - EARLY_S) < waited < answers * 0.1 + 1.0
 
 
 def test_failures_are_counted_by_kind_and_left_out() -> None:
