@@ -237,6 +237,35 @@ def test_guides_that_cannot_be_followed_say_why(kind: str, text: str, reason: st
     assert time.monotonic() - started < 5
 
 
+HOSTILE: list[dict[str, Any]] = [
+    {"kind": "grammar", "text": 'start: start start | "a" | ""'},
+    {"kind": "grammar", "text": 'start: "abc def " start'},
+    {"kind": "regex", "text": "(.*a.{50}b.*){20}"},
+    {"kind": "regex", "text": "([a-z]{0,200}[0-9]{0,200}){0,200}"},
+    {"kind": "regex", "text": ".*a.{0,300}b"},
+]
+
+
+@pytest.mark.parametrize("spec", HOSTILE, ids=lambda s: s["text"][:20])
+def test_a_hostile_guide_cannot_hold_the_step(spec: dict[str, Any], tokenizer: Any) -> None:
+    """It works, or fails its own request; no token of it takes long. (The bound is wide: machines are shared.)"""
+    draw, slowest = random.Random(1), 0.0
+    try:
+        found = guide(spec, tokenizer)
+        for _ in range(150):
+            started = time.thread_time()
+            tokens = allowed(found) - {EOS}
+            if not tokens:
+                break
+            found.accept([draw.choice(sorted(tokens))])
+            slowest = max(slowest, time.thread_time() - started)
+            if found.ended:
+                break
+    except GuideError as error:
+        assert str(error)
+    assert slowest < 0.5
+
+
 def test_a_guide_that_leaves_no_likely_token_fails_its_request(tokenizer: Any) -> None:
     logits = torch.zeros(VOCAB)
     seq = Sequence(id=1, prompt=1, tokens=[5], sampling=Sampling(temperature=0.0))

@@ -7,13 +7,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from janus_client import InvalidRequestError, JanusClient
 from janus_testing import LocalMesh
-from openai import BadRequestError, OpenAI
+from openai import BadRequestError, OpenAI, pydantic_function_tool
+from pydantic import BaseModel
 
 pytestmark = pytest.mark.timeout(300)
 PROMPT = [5, 9, 17, 33, 4, 8]
@@ -80,6 +81,31 @@ def test_a_schema_is_kept_whole_and_streamed(client: OpenAI, model: str, seed: i
         for part in chunk.choices:
             texts[part.index] += part.delta.content or ""
     assert texts == [c.message.content for c in whole.choices]
+
+
+class Size(BaseModel):
+    width: Literal[1, 20, 300]
+    unit: Literal["cm", "m"]
+
+
+class Thing(BaseModel):
+    kind: Literal["box", "ball"]
+    size: Size
+    fragile: bool | None
+
+
+def test_the_clients_own_parsing_of_a_model_class(client: OpenAI, model: str) -> None:
+    answer = client.chat.completions.parse(
+        model=model, messages=[{"role": "user", "content": "hello"}], response_format=Thing, seed=1
+    )
+    assert isinstance(answer.choices[0].message.parsed, Thing)
+    tool = pydantic_function_tool(Thing, name="thing")
+    answer = client.chat.completions.parse(
+        model=model, messages=[{"role": "user", "content": "hello"}], tools=[tool], tool_choice="required", seed=2,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Thing)
 
 
 def test_other_guides(client: OpenAI, model: str) -> None:

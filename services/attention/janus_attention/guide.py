@@ -72,8 +72,11 @@ def compile_guide(spec: dict[str, Any], tokenizer: LLTokenizer) -> LLMatcher:
     """
     from llguidance import LLMatcher, LLParserLimits
 
-    # Lexer states take 1 to 2 kB each and grow with use; fuel bounds the time: about 20 ms to build, 10 per token.
-    limits = LLParserLimits(max_lexer_states=20_000, step_lexer_fuel=150_000, verbose_errors=False)
+    # Lexer states take 1 to 2 kB each and grow with use. Fuel and items bound the time that a token of a hostile
+    # guide can take from its neighbours: some tens of milliseconds, while useful ones take well below one.
+    limits = LLParserLimits(
+        max_lexer_states=20_000, step_lexer_fuel=100_000, step_max_items=15_000, verbose_errors=False
+    )
     matcher = LLMatcher(tokenizer, _grammar(spec), log_level=0, limits=limits)
     matcher.compute_bitmask()
     error = matcher.get_error()
