@@ -24,8 +24,8 @@ LONG, SHARED, TAIL = 2048, 1024, 16
 
 
 def tokens(seed: int, count: int) -> list[int]:
-    """A prompt of its own."""
-    ids: list[int] = np.random.default_rng(seed).integers(100, 40_000, count).tolist()
+    """A prompt of its own; ids that every vocabulary has."""
+    ids: list[int] = np.random.default_rng(seed).integers(10, 500, count).tolist()
     return ids
 
 
@@ -116,7 +116,9 @@ def main(
     m, n = (int(number) for number in shape.split("x"))
     kv = 8 * LONG
     with_budget = stalls(model, (m, n), EngineOptions(kv_tokens=kv), streams, seconds)
+    click.echo(f"learnt budget: {with_budget}", err=True)
     without = stalls(model, (m, n), EngineOptions(kv_tokens=kv, prefill_tokens=512), streams, seconds)
+    click.echo(f"as they fit: {without}", err=True)
     warm = prefix(model, (m, n), EngineOptions(kv_tokens=kv), prompts)
     cold = prefix(model, (m, n), EngineOptions(kv_tokens=kv, prefix_cache=False), 2)
     rows = [
