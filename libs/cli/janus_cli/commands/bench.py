@@ -191,6 +191,49 @@ def exchange(
     )
 
 
+@command.command()
+@click.option(
+    "--only",
+    type=click.Choice(["experts", "linear", "attention", "schedule", "layer"]),
+    multiple=True,
+    help="May be repeated.  [default: everything]",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), default=2, show_default=True, help="Of kernels and torch."
+)
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu leaves out time lent to others; one thread.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Measurements per case.")
+@click.option("--picture", "png", type=click.Path(dir_okay=False, path_type=Path), help="Draw into this PNG.")
+@json_option
+def kernels(
+    only: tuple[str, ...], threads: int, clock: str, rounds: int, png: Path | None, as_json: bool
+) -> None:
+    """Measure the kernels beside what the machine can do, and torch."""
+    if png and only and not {"layer", "schedule"} <= set(only):
+        raise click.BadParameter(
+            "the picture is of layer and schedule; --only leaves them out", param_hint="--picture"
+        )
+    try:
+        from janus_bench import kernels as bench
+
+        results = bench.measure(threads=threads, clock=clock, rounds=rounds, cases=only or tuple(bench.CASES))
+        if png:
+            bench.picture(results["layer"], results["schedule"], png)
+    except ModuleNotFoundError as error:
+        raise Failure(f"{error}; pip install 'janus-mesh-bench[kernels]'") from error
+    except BenchError as error:
+        raise Failure(str(error)) from error
+    click.echo(
+        json.dumps({"machine": machine(), **results}, indent=1) if as_json else bench.markdown(results)
+    )
+
+
 def _seconds(ms: float | None) -> float | None:
     return None if ms is None else ms / 1e3
 
