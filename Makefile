@@ -89,7 +89,7 @@ lint: install
 
 .PHONY: types
 types: install
-	@$(BIN)/mypy libs services
+	@$(BIN)/mypy libs services simulator
 
 .PHONY: check-protos
 check-protos: install
@@ -116,4 +116,4 @@ fmt: install ## format the code, fix what the linter can
 .PHONY: clean
 clean: ## remove .venv and what was built; keeps .janus (the demo model)
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache libs/kernels/build reports
-	@find libs services tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find libs services simulator tests -name __pycache__ -type d -prune -exec rm -rf {} +

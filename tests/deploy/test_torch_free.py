@@ -41,6 +41,7 @@ def test_service_runs_without_torch(service: str) -> None:
         "placement",
         "runtime",
         "scaling",
+        "simulator",
         "transport",
         "client",
         "cli",
@@ -59,7 +60,7 @@ def test_library_imports_without_torch_and_quickly(package: str) -> None:
 
 
 def test_the_command_helps_without_torch() -> None:
-    commands = ["up", "down", "status", "top", "generate", "chat", "model", "trace"]
+    commands = ["up", "down", "status", "top", "generate", "chat", "model", "plan", "simulate", "trace"]
     code = HIDE + (
         "from click.testing import CliRunner\n"
         "from janus_cli.main import main\n"

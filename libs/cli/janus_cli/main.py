@@ -18,6 +18,8 @@ _COMMANDS = {
     "chat": ("janus_cli.commands.chat", "Talk with the model."),
     "model": ("janus_cli.commands.model", "Look at checkpoints; build the demo's."),
     "bench": ("janus_cli.commands.bench", "Measure serving, the exchange, kernels."),
+    "plan": ("janus_cli.commands.plan", "Choose pool sizes for a load, on any hardware."),
+    "simulate": ("janus_cli.commands.simulate", "Run a trace of requests on simulated hardware."),
     "trace": ("janus_cli.commands.trace", "Show one request's spans as a waterfall."),
 }
 
