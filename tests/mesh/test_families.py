@@ -15,18 +15,17 @@ from janus_testing.inprocess import InProcessMesh
 from janus_testing.quantise import to_fp8, to_mxfp4
 
 OTHERS = sorted(set(FAMILIES) - {"mixtral", "qwen3_moe"})  # those go through every shape in test_parity.py
-QUANTISED = ["deepseek_v3 fp8", "gpt_oss mxfp4"]
+VARIANTS = ["deepseek_v3 fp8", "gpt_oss mxfp4", "mixtral window"]
+SIZES = {"mxfp4": {"intermediate_size": 64}, "window": {"sliding_window": 12}}
 
 
-@pytest.fixture(scope="module", params=OTHERS + QUANTISED)
+@pytest.fixture(scope="module", params=OTHERS + VARIANTS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name, _, quantised = request.param.partition(" ")
-    sizes = {"intermediate_size": 64} if quantised == "mxfp4" else {}
-    plain = make_tiny(tmp_path_factory.mktemp(name), family=name, seed=21, **sizes)
-    if not quantised:
-        return plain
-    target = tmp_path_factory.mktemp(quantised)
-    return to_fp8(plain, target, (8, 8)) if quantised == "fp8" else to_mxfp4(plain, target)
+    name, _, variant = request.param.partition(" ")
+    plain = make_tiny(tmp_path_factory.mktemp(name), family=name, seed=21, **SIZES.get(variant, {}))
+    if variant == "fp8":
+        return to_fp8(plain, tmp_path_factory.mktemp(variant), (8, 8))
+    return to_mxfp4(plain, tmp_path_factory.mktemp(variant)) if variant == "mxfp4" else plain
 
 
 @pytest.mark.parametrize("gating", ["moe", "attention"])

@@ -25,7 +25,8 @@ def prompts(seed: int, lengths: tuple[int, ...] = (1, 7, 40, 90), vocab: int = 5
     return [torch.randint(0, vocab, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.fixture(params=VARIANTS)
+# Of the module: tests then run variant by variant, and transformers loads each once.
+@pytest.fixture(params=VARIANTS, scope="module")
 def directory(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Path:
     return tiny(**VARIANTS[request.param])
 
@@ -79,6 +80,19 @@ def test_not_one_bit_depends_on_the_neighbours(tiny: Callable[..., Path], family
         alone = model.new_sequence(prompt)
         first, rest = len(prompt) // 3, len(prompt) - len(prompt) // 3
         assert torch.equal(torch.cat([model.step([(alone, first)]), model.step([(alone, rest)])]), rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_served_in_half_precision(tiny: Callable[..., Path], family: str) -> None:
+    """Weights and cache rounded to float16, arithmetic in float32: nearly the same logits, in every family."""
+    model, (prompt,) = LocalModel(tiny(family), "float16"), prompts(8, (40,))
+    assert model.attention.new_kv_cache(1).keys.dtype == torch.float16
+    ours = model.attention.logits(model.step([(model.new_sequence(prompt), len(prompt))]))
+    expected = reference.prompt_logits(tiny(family), prompt)
+    errors = (ours - expected).abs().amax(1)
+    assert errors.median() < 0.02 * expected.std(), (
+        "a token whose routing the rounding flips may differ, not most"
+    )
 
 
 def test_stop_ids_end_a_stream(tiny: Callable[..., Path]) -> None:

@@ -89,6 +89,7 @@ class InProcessMesh:
         attention_options: AttentionOptions | None = None,
         moe_options: MoeOptions | None = None,
         drafter: Drafter | None = None,
+        dtype: str = "float32",
         timeout_s: float = 60.0,
     ) -> None:
         self.model_dir = Path(model_dir)
@@ -105,6 +106,7 @@ class InProcessMesh:
             max_batch_tokens=self._attention_options.max_batch_tokens
         )
         self._drafter = drafter
+        self._dtype = dtype
         self._timeout_s = timeout_s
         self._members = itertools.count(1)
         self._requests = itertools.count(1)
@@ -143,10 +145,10 @@ class InProcessMesh:
         """Start an attention engine; it joins with the next :meth:`form`."""
 
         def build(transport: Transport, link: ControlLink, member: int) -> CohortEngine:
-            checkpoint = Checkpoint(self.model_dir)
+            checkpoint, dtype = Checkpoint(self.model_dir), self._dtype
             return AttentionEngine(
-                AttentionModel(self.config, checkpoint), ExpertModel(self.config, checkpoint), transport, link,
-                member=member, options=self._attention_options, drafter=self._drafter,
+                AttentionModel(self.config, checkpoint, dtype), ExpertModel(self.config, checkpoint, dtype),
+                transport, link, member=member, options=self._attention_options, drafter=self._drafter,
             )  # fmt: skip
 
         worker = self._start("attention", build)
@@ -157,7 +159,7 @@ class InProcessMesh:
         """Start a MoE engine; it joins with the next :meth:`form`."""
 
         def build(transport: Transport, link: ControlLink, member: int) -> CohortEngine:
-            model = ExpertModel(self.config, Checkpoint(self.model_dir))
+            model = ExpertModel(self.config, Checkpoint(self.model_dir), self._dtype)
             return MoeEngine(model, transport, link, member=member, options=self._moe_options)
 
         worker = self._start("moe", build)
