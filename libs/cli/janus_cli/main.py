@@ -13,6 +13,8 @@ _COMMANDS = {
     "up": ("janus_cli.commands.up", "Start a mesh on this machine."),
     "down": ("janus_cli.commands.down", "Stop the mesh that `janus up` started."),
     "status": ("janus_cli.commands.status", "Show the cohort, the layout and every worker."),
+    "scale": ("janus_cli.commands.scale", "Change how many workers serve, without dropping a stream."),
+    "drain": ("janus_cli.commands.drain", "Take one worker out, without dropping a stream."),
     "top": ("janus_cli.commands.top", "Watch the mesh work."),
     "generate": ("janus_cli.commands.generate", "Continue a prompt."),
     "chat": ("janus_cli.commands.chat", "Talk with the model."),

@@ -24,10 +24,12 @@ from janus_runtime.records import Lease, Role
 from janus_runtime.redis_server import RedisServer
 
 from janus_cli.child import Child, read_lines, wait_for_end
+from janus_cli.control import ControlServer
 from janus_cli.readiness import Waiting, last_startup_line, still_waiting
+from janus_cli.resizer import Resizer
 from janus_cli.rundir import RunDir
 from janus_cli.spec import MeshSpec, ServiceSpec, services
-from janus_cli.view import MeshView, connect, look, service_rows
+from janus_cli.view import MeshView, connect, look, service_rows, worker_index
 
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
@@ -83,6 +85,10 @@ class Supervisor:
         self._stack = contextlib.AsyncExitStack()
         self._owns_run_dir = False
         self._known: dict[str, Lease] = {}
+        self._leaving: set[str] = set()
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._control = ""
         self.view = MeshView()
 
     async def __aenter__(self) -> Supervisor:
@@ -135,7 +141,7 @@ class Supervisor:
         while True:
             self._raise_if_died()
             with contextlib.suppress(Unavailable):
-                await self._look()
+                await self.look()
             answers = await _answers(http, self.view)
             said = {
                 name: last_startup_line(read_lines(child.log, child.log_start), name)
@@ -165,10 +171,10 @@ class Supervisor:
             http_port=int(gateway.http_address.rpartition(":")[2]),
             grpc_port=int(gateway.grpc_address.rpartition(":")[2]),
         )
-        for spec in self._make_services(self.spec, self.redis_url, self.run_dir.traces):
-            self._specs[spec.worker_id] = spec
+        self._specs.update(self._make())
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Bring :attr:`view` up to date. Raises Unavailable while Redis is away."""
         assert self._coordination is not None
         self.view = await look(self._coordination)
         # A lease that is missing just now (Redis came back empty) does not unmake what is known of a child.
@@ -206,22 +212,37 @@ class Supervisor:
 
         Without restarts, FailedPrecondition when one dies.
         """
+        resizer = Resizer(self)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                watchers = [tasks.create_task(self._keep(name)) for name in self._specs]
-                if self._redis is not None:
-                    watchers.append(tasks.create_task(self._keep_redis()))
+            async with (
+                asyncio.TaskGroup() as self._tasks,
+                ControlServer(self.run_dir, resizer.handle) as control,
+            ):
+                self._control = str(control.path)
+                self._write_mesh("ready")
+                for name in self._specs:
+                    self._watch(name)
+                redis = self._tasks.create_task(self._keep_redis()) if self._redis is not None else None
                 await until.wait()
-                for watcher in watchers:
+                for watcher in (*self._watchers.values(), *([redis] if redis else [])):
                     watcher.cancel()
         except* JanusError as group:
             raise group.exceptions[0] from None
+        finally:
+            await resizer.close()
+            self._tasks = None
+
+    def _watch(self, name: str) -> None:
+        assert self._tasks is not None
+        self._watchers[name] = self._tasks.create_task(self._keep(name), name=f"keep {name}")
 
     async def _keep(self, name: str) -> None:
         while True:
             child = self._children[name]
             await child.wait()
             child.kill_group()
+            if name in self._leaving:
+                return
             ending = f"{name} {child.ending()}"
             if not self._restart:
                 lines = "\n".join(f"  {line}" for line in child.tail(20) or ["(none)"])
@@ -233,6 +254,8 @@ class Supervisor:
             self._failures[name] = failures + 1
             self._reporter.say(f"{ending}; starting it again in {pause:g} s (log: {child.log})")
             await asyncio.sleep(pause)
+            if name in self._leaving:
+                return
             self._spawn(self._specs[name])
             await self._settle(name)
 
@@ -243,7 +266,7 @@ class Supervisor:
         deadline = time.monotonic() + self._start_deadline_s
         while child.status is None and time.monotonic() < deadline:
             with contextlib.suppress(Unavailable):
-                await self._look()
+                await self.look()
                 lease = self.view.get(name)
                 if lease is not None and lease.pid == child.pid and lease.state == "ready":
                     self._reporter.say(f"{name} is ready again (pid {child.pid})")
@@ -281,9 +304,73 @@ class Supervisor:
             "attention": self.spec.attention,
             "experts": self.spec.experts,
             "run_dir": str(self.run_dir.path),
+            "control": self._control,
             "traces": str(self.run_dir.traces),
         }
         self.run_dir.write_mesh(mesh)
+
+    # -- change (see janus_cli.resizer) ---------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """Slots of a new MoE worker; 0: one per expert."""
+        return self.spec.slots
+
+    def workers(self) -> list[str]:
+        """Ids of the attention and MoE workers that are not leaving."""
+        return [
+            name
+            for name, spec in self._specs.items()
+            if spec.role in (Role.ATTENTION, Role.MOE) and name not in self._leaving
+        ]
+
+    def pid(self, worker_id: str) -> int | None:
+        """Process id of a worker that runs now."""
+        child = self._children.get(worker_id)
+        return child.pid if child is not None and child.status is None else None
+
+    def add(self, worker_id: str) -> None:
+        """Start a worker and watch it."""
+        self._specs[worker_id] = self._make(worker_id)[worker_id]
+        self._failures.pop(worker_id, None)
+        self._spawn(self._specs[worker_id])
+        self._watch(worker_id)
+
+    def leaving(self, worker_id: str) -> None:
+        """Do not start it again."""
+        self._leaving.add(worker_id)
+
+    async def remove(self, worker_id: str) -> None:
+        """Stop a worker that is leaving, and forget it."""
+        await self._children[worker_id].stop(STOP_DEADLINE_S)
+        if (watcher := self._watchers.pop(worker_id, None)) is not None:
+            watcher.cancel()
+        for table in (self._children, self._specs, self._failures, self._known):
+            table.pop(worker_id, None)
+        self._leaving.discard(worker_id)
+        self.changed()
+
+    def changed(self) -> None:
+        """Workers have come or gone: mesh.json, and what a scheduler that is started again waits for."""
+        counts = [
+            sum(self._specs[n].role is role for n in self.workers()) for role in (Role.ATTENTION, Role.MOE)
+        ]
+        self.spec = dataclasses.replace(self.spec, attention=counts[0], experts=counts[1])
+        for name, spec in self._make().items():
+            if spec.role is Role.SCHEDULER:
+                self._specs[name] = spec
+        self._write_mesh("ready")
+
+    def _make(self, worker_id: str = "") -> dict[str, ServiceSpec]:
+        """Services by id, as :attr:`spec` has them; ``worker_id`` is among them whatever its index."""
+        least, role = worker_index(worker_id) + 1, worker_id.rpartition("-")[0]
+        spec = dataclasses.replace(
+            self.spec,
+            attention=max(self.spec.attention, least if role == Role.ATTENTION else 0),
+            experts=max(self.spec.experts, least if role == Role.MOE else 0),
+        )
+        made = self._make_services(spec, self.redis_url, self.run_dir.traces)
+        return {each.worker_id: each for each in made}
 
     # -- stop -----------------------------------------------------------------------------------------
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from janus_cli.control import ask
+from janus_cli.rundir import RunDir
+
 _START_S = 180.0
 _STOP_S = 60.0
 
@@ -188,6 +191,23 @@ class LocalMesh:
     def said(self) -> list[str]:
         """The supervisor's last lines."""
         return list(self._said)
+
+    # -- change ---------------------------------------------------------------------------------------
+
+    def scale(
+        self, *, attention: int | None = None, experts: int | None = None, timeout_s: float = 300.0
+    ) -> dict[str, Any]:
+        """What ``janus scale`` does; returns when it is done. Raises the supervisor's JanusError."""
+        given = {"attention": attention, "experts": experts}
+        targets = {name: count for name, count in given.items() if count is not None}
+        return self._ask({"op": "scale", "targets": targets}, timeout_s)
+
+    def drain(self, worker_id: str, *, timeout_s: float = 300.0) -> dict[str, Any]:
+        """What ``janus drain`` does; returns when the worker has left. Raises the supervisor's JanusError."""
+        return self._ask({"op": "drain", "worker": worker_id}, timeout_s)
+
+    def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        return ask(RunDir(self.run_dir), request, self._said.append, timeout_s)
 
     # -- faults ---------------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
     ) -> attention_pb2.AttentionServiceDrainResponse:
         """Take nothing new; answer when nothing is left, or shortly before the caller's deadline."""
         await self._host.drain()
+        if request.hand_over:
+            self._host.streams.hand_over()
         remaining = context.time_remaining()
         timeout = _DRAIN_DEFAULT_S if remaining is None else max(0.0, remaining - 0.2)
         try:

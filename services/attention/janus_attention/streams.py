@@ -7,7 +7,7 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
-from janus_runtime.errors import Internal, InvalidArgument, JanusError
+from janus_runtime.errors import Internal, InvalidArgument, JanusError, Unavailable
 from janus_wire.v1 import attention_pb2, common_pb2
 from janus_worker.link import Message
 
@@ -50,6 +50,11 @@ class Streams:
         """Until no stream is open."""
         await self._empty.wait()
 
+    def hand_over(self) -> None:
+        """End every stream with Unavailable, for its reader to go on at another worker."""
+        for queue in self._queues.values():
+            queue.put_nowait(({"handover": True}, b""))
+
     def deliver(self, message: Message) -> None:
         """Hand a "tokens" message out."""
         offset = 0
@@ -78,7 +83,7 @@ class Streams:
         queue = self._queues[number]
         while True:
             item, logits = await queue.get()
-            if "error" in item:
+            if "error" in item or "handover" in item:
                 raise _failure(item)
             yield response(item, logits)
             if "finish" in item:
@@ -86,7 +91,11 @@ class Streams:
 
 
 def _failure(item: dict[str, Any]) -> JanusError:
-    """Of one request, as the engine tells it."""
+    """Of one request, as the engine tells it, or the end of its stay here."""
+    if "handover" in item:
+        return Unavailable(
+            "this worker is leaving; the stream goes on at another", reason="HANDOVER", retry_after_s=0.1
+        )
     if "field" in item:
         return InvalidArgument(
             f"cannot be followed: {item['error']}", field=item["field"], reason="BAD_GUIDE"

@@ -38,8 +38,10 @@ class AttentionServiceGenerateResponse(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., first_index: _Optional[int] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., logits: _Optional[bytes] = ..., queue_us: _Optional[int] = ...) -> None: ...
 
 class AttentionServiceDrainRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("hand_over",)
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
+    hand_over: bool
+    def __init__(self, hand_over: _Optional[bool] = ...) -> None: ...
 
 class AttentionServiceDrainResponse(_message.Message):
     __slots__ = ("sequences_left",)
