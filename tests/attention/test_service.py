@@ -18,7 +18,7 @@ from janus_runtime.errors import InvalidArgument, JanusError, from_rpc_error
 from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
 from janus_wire.v1 import attention_pb2, attention_pb2_grpc, common_pb2
-from janus_worker.link import Message
+from janus_worker.link import ChildGone, Message
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -142,3 +142,36 @@ async def test_bad_logits_are_the_models_fault(served: tuple[Host, Any]) -> None
     host.script = "bad logits"
     error = await failure(stub.Generate(request()))
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "BAD_LOGITS")
+
+
+async def test_a_drained_worker_ends_its_streams_where_another_can_go_on(served: tuple[Host, Any]) -> None:
+    """What is computed is delivered first, in order; then HANDOVER, and nothing is left."""
+    host, stub = served
+
+    async def drain() -> None:
+        host.draining = True
+
+    host.drain = drain  # type: ignore[attr-defined]
+    call = stub.Generate(request())
+    seen = [(await call.read()).first_index for _ in range(3)]
+    draining = stub.Drain(attention_pb2.AttentionServiceDrainRequest(hand_over=True), timeout=10)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        while (answer := await call.read()) is not grpc.aio.EOF:
+            seen.append(answer.first_index)
+    left = await draining
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "HANDOVER")
+    assert seen == list(range(len(seen)))
+    assert left.sequences_left == 0
+    assert (await failure(stub.Generate(request()))).reason == "DRAINING"
+
+
+async def test_an_engine_that_is_gone_is_no_fault_of_the_request(served: tuple[Host, Any]) -> None:
+    host, stub = served
+
+    async def send(body: dict[str, Any]) -> None:
+        raise ChildGone("engine (pid 7) ended with signal SIGKILL")
+
+    host.send = send  # type: ignore[method-assign]
+    error = await failure(stub.Generate(request()))
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_LOST")

@@ -13,7 +13,7 @@ from janus_runtime.errors import FailedPrecondition, NotFound
 from janus_testing import LocalMesh
 from janus_testing.load import Load, make_requests
 
-pytestmark = pytest.mark.timeout(480)
+pytestmark = [pytest.mark.timeout(480), pytest.mark.slow]
 
 
 def janus(mesh: LocalMesh, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -49,3 +49,11 @@ async def test_engine_death_is_told_with_its_status() -> None:
     with pytest.raises(ChildGone, match="exit status 2"):
         await engine.receive()
     await engine.stop()
+
+
+async def test_what_is_sent_after_the_stop_finds_the_engine_gone() -> None:
+    """Streams that end while the worker stops still tell their engine; that is no error of theirs."""
+    engine = await EngineProcess.start("json.tool", ["--no-such-flag"])
+    await engine.stop()
+    with pytest.raises(ChildGone, match="exit status 2"):
+        await engine.send({"t": "cancel", "id": 1})

@@ -139,7 +139,9 @@ class Load:
             if stream.error or not stream.done:
                 yield f"stream {number}: {stream.error or 'did not end'} after {len(stream.tokens)} tokens"
             elif stream.tokens != want:
-                place = next((i for i, (a, b) in enumerate(zip(stream.tokens, want, strict=False)) if a != b), -1)
+                place = next(
+                    (i for i, (a, b) in enumerate(zip(stream.tokens, want, strict=False)) if a != b), -1
+                )
                 yield f"stream {number} (request {stream.request}): differs from token {place} on"
 
     def recovery(self, faults: Sequence[float]) -> Recovery:
@@ -197,16 +199,29 @@ class Load:
         return [grpc.aio.insecure_channel(address, options=_OPTIONS) for address in self._addresses]
 
     async def _run(self, channels: Sequence[grpc.aio.Channel], stream: Stream, key: str) -> None:
-        request = generation_pb2.GenerateRequest()
-        request.CopyFrom(self._requests[stream.request])
+        request = self._requests[stream.request]
+        metadata = (("idempotency-key", key),) if key else ()
         deadline = time.monotonic() + self._timeout_s
         while True:
+            # From the start again, for what came must come again; what follows is timed as new.
+            again = 0
             stub: Any = generation_pb2_grpc.GenerationServiceStub(channels[stream.attempts % len(channels)])
             stream.attempts += 1
             try:
-                async for response in stub.Generate(request, timeout=deadline - time.monotonic()):
-                    stream.tokens += response.token_ids
-                    stream.times += [time.monotonic()] * len(response.token_ids)
+                async for response in stub.Generate(
+                    request, timeout=deadline - time.monotonic(), metadata=metadata
+                ):
+                    for token in response.token_ids:
+                        if again < len(stream.tokens):
+                            if stream.tokens[again] != token:
+                                stream.error = (
+                                    f"token {again} came again as {token}, not {stream.tokens[again]}"
+                                )
+                                return
+                        else:
+                            stream.tokens.append(token)
+                            stream.times.append(time.monotonic())
+                        again += 1
                     stream.done = bool(response.finish_reason)
                 if not stream.done:
                     stream.error = "the stream ended without a finish reason"

@@ -190,7 +190,7 @@ class EngineProcess:
             # Frames of concurrent callers must not interleave.
             async with self._sending:
                 await asyncio.get_running_loop().sock_sendall(self._sock, encode(body, blob))
-        except ConnectionError as error:
+        except OSError as error:  # the engine is gone, or :meth:`stop` has closed the link
             raise ChildGone(await self._epitaph()) from error
 
     async def _epitaph(self) -> str:

@@ -57,6 +57,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
             async for response in host.streams.responses(number):
                 finished = bool(response.finish_reason)
                 yield response
+        except ChildGone as error:  # before this process has noticed it: the stream can go on elsewhere
+            raise Unavailable(str(error), reason="ENGINE_LOST", retry_after_s=0.1) from error
         finally:
             host.streams.close(number)
             if not finished:
