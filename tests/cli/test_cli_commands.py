@@ -9,11 +9,7 @@ import pytest
 from click.testing import CliRunner
 from janus_cli.main import main
 
-<<<<<<< HEAD
-COMMANDS = ["up", "down", "status", "top", "generate", "chat", "model", "trace", "bench"]
-=======
-COMMANDS = ["scale", "drain", "up", "down", "status", "top", "generate", "chat", "model", "trace"]
->>>>>>> 6813bd7 (A worker that drains hands its streams over; what an engine's end means for a request)
+COMMANDS = ["scale", "drain", "up", "down", "status", "top", "generate", "chat", "model", "trace", "bench"]
 
 
 def janus(*arguments: str, run_dir: Path | None = None) -> tuple[int, str]:
@@ -32,11 +28,7 @@ def test_every_command_is_listed_and_helps() -> None:
     assert janus("--version")[0] == 0
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("command", ["scale", "drain", "plan", "simulate", "nonsense"])
-=======
-@pytest.mark.parametrize("command", ["plan", "simulate", "bench", "nonsense"])
->>>>>>> 6813bd7 (A worker that drains hands its streams over; what an engine's end means for a request)
+@pytest.mark.parametrize("command", ["plan", "simulate", "nonsense"])
 def test_what_this_release_has_not_does_not_exist(command: str) -> None:
     code, text = janus(command)
     assert code == 2 and "No such command" in text
