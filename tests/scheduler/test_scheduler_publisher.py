@@ -224,8 +224,9 @@ async def test_layout_of_unequal_instances(ready: Ready) -> None:
     moe = [ready("moe-0", slots=2), ready("moe-1", slots=7)]
     layout = build_layout(moe, 5, None)
     assert layout.slots == 7 and [len(i) for i in layout.placement[0]] == [2, 7]
-    assert build_layout(moe, 6, layout) is layout
-    assert build_layout([dataclasses.replace(moe[0], slots=3), moe[1]], 6, layout).version == 6
+    ranks = ["moe-0", "moe-1"]
+    assert build_layout(moe, 6, layout, ranks) is layout
+    assert build_layout([dataclasses.replace(moe[0], slots=3), moe[1]], 6, layout, ranks).version == 6
 
 
 async def test_draining_is_a_state_of_the_lease(coordination: Coordination, ready: Ready) -> None:

@@ -18,6 +18,7 @@ from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
 from janus_scheduler.membership import Rules
 from janus_scheduler.publisher import Publisher
+from janus_scheduler.rebalancer import Rebalancer
 from janus_scheduler.service import SchedulerService
 from janus_wire.v1 import common_pb2, scheduler_pb2_grpc
 from janus_wire.v1 import scheduler_pb2 as pb
@@ -32,7 +33,8 @@ async def serving(
 ) -> AsyncIterator[tuple[Publisher, Any]]:
     publisher = Publisher(coordination, "scheduler-0", Rules(), settle_s=0.0, lease_ttl_s=5.0)
     async with GrpcServer(settings, "scheduler") as server:
-        servicer = SchedulerService(coordination, publisher)
+        rebalancer = Rebalancer(coordination, publisher, settings, every_s=0, horizon_s=300, min_replicas=1)
+        servicer = SchedulerService(coordination, publisher, rebalancer)
         server.add(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer, NAME)
         async with connect(await server.start()) as channel:
             yield publisher, scheduler_pb2_grpc.SchedulerServiceStub(channel)
@@ -81,7 +83,7 @@ async def test_cohort_layout_and_rebalance(
         assert isinstance(error, NotFound) and error.field == "version"
         rebalance = await stub.Rebalance(pb.RebalanceRequest(), timeout=5)
         assert not rebalance.changed and rebalance.layout_version == 1
-        assert "already" in rebalance.reason
+        assert rebalance.reason == "no routing was reported yet"
 
 
 async def test_watch_gives_each_epoch(

@@ -86,7 +86,8 @@ bool Scheduler::replay(const int64_t *begin, int64_t batches, const int32_t *act
         // The search that failed last has marked the instances that the fullest one's experts are confined to.
         for (const int32_t e : s.active) {
             if (s.came_from[host(e, s.choice[e])] < 0) continue;
-            for (int g = 0; g < instances_; ++g) pressure[e * instances_ + g] += s.came_from[g] < 0;
+            for (int g = 0; g < instances_; ++g)
+                if (s.came_from[g] < 0) pressure[e * instances_ + g] += load[g] <= peaks[b] - 2 ? 2 : 1;
         }
     }
     return true;

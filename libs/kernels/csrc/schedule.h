@@ -22,8 +22,8 @@ class Scheduler {
             int32_t *load) const;
 
     // For batches given by their distinct experts, ascending, [begin[b], begin[b + 1]) of `active`: a_max of each to
-    // peaks [batches]; optimal or aebs. pressure [experts, instances], or null: adds 1 for every batch in which a
-    // replica of the expert on the instance could relieve the fullest. False for bad input, as above.
+    // peaks [batches]; optimal or aebs. pressure [experts, instances], or null: adds, for every batch in which a
+    // replica of the expert on the instance could relieve the fullest, 2 if by itself, 1 if with others. False for bad input, as above.
     bool replay(const int64_t *begin, int64_t batches, const int32_t *active, Policy policy, int32_t *peaks,
                 int32_t *pressure) const;
 

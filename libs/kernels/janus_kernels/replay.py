@@ -78,8 +78,9 @@ def replay(
     Args:
         slot_of: int32 [E, n_e], :attr:`ReplicaLayout.slot_of`; only whether it is negative matters.
         policy: ``optimal`` or ``aebs``.
-        pressure: int32 [E, n_e] to be added to, with ``optimal``: one for each batch whose fullest instance a
-            replica of that expert on that instance could relieve (a batch already at its bound adds nothing).
+        pressure: int32 [E, n_e] to be added to, with ``optimal``, for each batch whose fullest instance a replica
+            of that expert on that instance could relieve: 2 if by itself, 1 if with further moves. A batch already
+            at its bound adds nothing.
 
     Raises ValueError, NoLiveHostError.
     """
@@ -130,5 +131,6 @@ def reference_replay(
             if (reached == inside).all():
                 break
             inside = reached
-        pressure[np.ix_(active[inside[instances]], np.flatnonzero(~inside))] += 1
+        outside = np.flatnonzero(~inside)
+        pressure[np.ix_(active[inside[instances]], outside)] += np.where(load[outside] <= peaks[b] - 2, 2, 1)
     return peaks

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from janus_placement.changes import Change, Prices, Verdict, judge, plan_change
 from janus_placement.pool import Placement, PlacementError, Pool, from_hosted, to_hosted
+from janus_placement.repair import repair
 from janus_placement.routing import LayerRouting
 from janus_placement.search import Budget
 from janus_placement.strategies import STRATEGIES, Placed, expected_a_max, place
@@ -33,5 +34,6 @@ __all__ = [
     "judge",
     "place",
     "plan_change",
+    "repair",
     "to_hosted",
 ]

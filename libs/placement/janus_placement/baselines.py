@@ -115,7 +115,7 @@ def deal(pool: Pool, counts: np.ndarray, score: Score, weight: Float | None = No
             g = int(cost.argmin())
             hosted[expert, g], ones[expert, g] = True, 1
             free[g] -= 1
-        elif _swap_in(expert, hosted, free, score):
+        elif swap_in(expert, hosted, free, score):
             ones = hosted.astype(np.float64)
         elif not extra:
             raise AssertionError(f"no slot for expert {expert}, though the pool's slots suffice")
@@ -130,7 +130,7 @@ def _on_node(hosted: Hosted, expert: int, pool: Pool) -> np.ndarray:
     return np.isin(nodes, nodes[hosted[expert]])
 
 
-def _swap_in(expert: int, hosted: Hosted, free: np.ndarray, score: Score) -> bool:
+def swap_in(expert: int, hosted: Hosted, free: np.ndarray, score: Score) -> bool:
     """Move some f from g to h, which has a free slot, and put ``expert`` on g."""
     best: tuple[float, int, int, int] | None = None
     ones = hosted.astype(np.float64)

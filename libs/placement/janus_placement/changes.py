@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from janus_kernels.replay import ActiveSets, replay
-from scipy.optimize import linear_sum_assignment
 
 from janus_placement.pool import Placement, Pool, from_hosted, to_hosted
 
@@ -36,6 +35,10 @@ def plan_change(current: Sequence[Sequence[int]], target: Sequence[Sequence[int]
     most are there already (an assignment problem). Experts that stay keep their slots. ``current`` may have fewer
     instances than the pool, or hold what the pool no longer allows.
     """
+    from scipy.optimize import (
+        linear_sum_assignment,  # here, for those who never plan: it takes a while to import
+    )
+
     pool.check(target)
     have = np.zeros((pool.num_experts, pool.num_instances), bool)
     known = list(current)[: pool.num_instances]

@@ -17,6 +17,11 @@ from janus_kernels.replay import ActiveSets, replay
 
 from janus_placement.pool import Hosted, Pool
 
+_DETOUR = 6
+"""Loads that a walk may be ahead of its gain."""
+_LOST = 24
+"""Placements replayed without a gain before the walk begins again from the best."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
@@ -114,28 +119,36 @@ def improve(
 
     hosted = start.copy()
     cost, pressure = evaluate(hosted)
-    best, best_cost = hosted.copy(), cost
-    evaluations, last_gain = 1, 1
+    best, best_cost, best_pressure = hosted.copy(), cost, pressure
+    evaluations, last_gain, walked = 1, 1, 0
     tried: set[_Move] = set()
     moves = _moves(pool, hosted, pressure, popularity, rng)
     while evaluations < budget.evaluations and evaluations - last_gain < budget.patience:
         if best_cost <= bound + 1e-9 or time.monotonic() >= until:
             break
         move = next((m for m in moves if m not in tried and m.allowed(hosted, pool)), None)
-        if move is None:
+        if move is None and cost == best_cost and not walked:
             break
+        if move is None or walked > _LOST:
+            # Walked into a dead end: again from the best, in another order.
+            hosted, cost, pressure, tried, walked = best.copy(), best_cost, best_pressure, set(), 0
+            moves = _moves(pool, hosted, pressure, popularity, rng)
+            continue
         candidate = hosted.copy()
         move.apply(candidate)
         new_cost, new_pressure = evaluate(candidate)
         evaluations += 1
         tried.add(move)
-        if new_cost > cost:
+        # Plateaus are walked too, paid loads and all (two instances at the peak take two moves before the mean
+        # falls), but not far, no step twice since the last gain, nor back.
+        walked += 1
+        if new_cost > cost + 2 * price + 1e-12 or new_cost > best_cost + _DETOUR * price + 1e-12:
             continue
-        # Plateaus are walked too, but no step twice since the last gain, nor back.
         tried = {move.back()} | (set() if new_cost < cost else tried)
         hosted, cost, pressure = candidate, new_cost, new_pressure
         if new_cost < best_cost - 1e-12:
-            best, best_cost, last_gain = hosted.copy(), cost, evaluations
+            best, best_cost, best_pressure = hosted.copy(), cost, pressure
+            last_gain, walked = evaluations, 0
         moves = _moves(pool, hosted, pressure, popularity, rng)
     return Found(best, best_cost, evaluations)
 
@@ -156,24 +169,36 @@ def _moves(
     missed = popularity / np.maximum(replicas, 1)
     full = hosted.sum(axis=0) >= np.array(pool.capacities)
     pairs = np.argsort(-(wanted + rng.random(wanted.shape) * 0.5), axis=None)[: 4 * len(hosted)]
+    pairs = pairs[wanted.ravel()[pairs] > 0]
     victims: dict[int, tuple[list[int], list[int]]] = {}
-    for flat in pairs.tolist():
-        expert, to = divmod(flat, hosted.shape[1])
-        if wanted[expert, to] <= 0:
-            return
+
+    def ways_of(expert: int, to: int) -> list[_Move]:
         if not full[to]:
-            yield _Move(expert, to, -1, -1, False)
-            continue
+            return [_Move(expert, to, -1, -1, False)]
         if to not in victims:
             there = np.flatnonzero(hosted[:, to])
             idle = there[np.argsort(missed[there], kind="stable")][:4].tolist()
             eager = there[np.lexsort((popularity[there], -wanted_most[there]))][:6].tolist()
             victims[to] = idle, list(dict.fromkeys(eager + idle))
         idle, swappable = victims[to]
-        for f in idle:
-            if replicas[f] > pool.min_replicas:
-                yield _Move(expert, to, -1, f, False)
         sources = np.flatnonzero(hosted[expert]).tolist()
-        for f in swappable:
-            for g in [g for g in sources if not hosted[f, g]][:2]:
-                yield _Move(expert, to, g, f, True)
+        replace = [_Move(expert, to, -1, f, False) for f in idle if replicas[f] > pool.min_replicas]
+        swap = [
+            _Move(expert, to, g, f, True)
+            for f in swappable
+            for g in [g for g in sources if not hosted[f, g]][:2]
+        ]
+        return replace + swap
+
+    ways: list[list[_Move]] = []
+    # Every pair's best way first, then every pair's second best.
+    for turn in range(1 + 4 + 2 * 10):
+        nothing = True
+        for i, flat in enumerate(pairs.tolist()):
+            if turn == 0:
+                ways.append(ways_of(*divmod(flat, hosted.shape[1])))
+            if turn < len(ways[i]):
+                nothing = False
+                yield ways[i][turn]
+        if nothing:
+            return

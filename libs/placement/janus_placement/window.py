@@ -133,23 +133,28 @@ class RoutingWindow:
         self, num_experts: int, top_k: int, *, half_life_s: float = 60.0, rows: int = 2048,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        self._experts, self._top_k, self._rows = num_experts, top_k, rows
+        self.num_experts = num_experts
+        self._top_k, self._rows = top_k, rows
         self._half_life, self._clock = half_life_s, clock
         self._layers: dict[int, _Recent] = {}
 
     def add(self, report: Report) -> None:
         """Merge. Raises ReportError when it is of another model."""
-        if len(report.counts) != self._experts or report.samples.shape[1] != self._top_k:
+        if len(report.counts) != self.num_experts or report.samples.shape[1] != self._top_k:
             raise ReportError(
                 f"report of {len(report.counts)} experts, top-{report.samples.shape[1]}; "
-                f"this mesh has {self._experts}, top-{self._top_k}"
+                f"this mesh has {self.num_experts}, top-{self._top_k}"
             )
-        recent = self._layers.setdefault(report.layer, _Recent(self._experts, self._clock()))
+        recent = self._layers.setdefault(report.layer, _Recent(self.num_experts, self._clock()))
         recent.decay(self._clock(), self._half_life)
         recent.counts += report.counts
         recent.tokens += report.tokens
         recent.batches += report.batches
         recent.samples = np.concatenate([*recent.samples_list(), report.samples])[-self._rows :]
+
+    def fits(self, num_experts: int, top_k: int) -> bool:
+        """Whether reports of such a model belong here."""
+        return (num_experts, top_k) == (self.num_experts, self._top_k)
 
     @property
     def layers(self) -> list[int]:
@@ -167,7 +172,7 @@ class RoutingWindow:
         if recent is None or not len(recent.samples):
             return None
         recent.decay(self._clock(), self._half_life)
-        return LayerRouting(recent.samples, self._experts, recent.counts.copy())
+        return LayerRouting(recent.samples, self.num_experts, recent.counts.copy())
 
 
 class _Recent:

@@ -28,6 +28,8 @@ STATS_LENGTH = 256
 """Samples kept per worker, about."""
 STATS_KEEP_S = 3600
 """A worker's samples outlive its last one by this long."""
+ROUTING_LENGTH = 2048
+"""Routing reports kept, about; each is one layer's, a few kilobytes."""
 LAYOUTS_KEPT = 8
 """Layout versions kept; older ones are NOT_FOUND."""
 
@@ -272,6 +274,23 @@ class Coordination:
             except (ValueError, AttributeError) as error:
                 self._complain(key, f"sample {entry_id!r}: {error}")
         return samples
+
+    async def report_routing(self, fields: Mapping[str, bytes]) -> None:
+        """Append one layer's routing report (:class:`janus_placement.Report`)."""
+        entry: dict[Any, Any] = dict(fields)
+        pipe = self._redis.client.pipeline(transaction=False)
+        pipe.xadd(self._keys.routing, entry, maxlen=ROUTING_LENGTH, approximate=True)
+        pipe.expire(self._keys.routing, STATS_KEEP_S)
+        await self._redis.call("report routing", pipe.execute)
+
+    async def read_routing(self, after: str, count: int = 256) -> tuple[str, list[dict[bytes, bytes]]]:
+        """Reports later than the position ``after`` ("0": all kept), and the position of the last."""
+        raw = await self._redis.call(
+            "read routing", lambda: self._redis.client.xrange(self._keys.routing, f"({after}", count=count)
+        )
+        entries = list(raw or ())
+        last = entries[-1][0].decode() if entries else after
+        return last, [fields for _, fields in entries]
 
     # -- the autoscaler's objective -------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Keys:
         self.layout_prefix = f"{prefix}layout:"
         self.events = f"{prefix}events"
         self.objective = f"{prefix}objective"
+        self.routing = f"{prefix}routing"
         self.lease_prefix = f"{prefix}lease:"
         self._prefix = prefix
 

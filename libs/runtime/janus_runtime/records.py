@@ -15,6 +15,7 @@ namespace is ``janus``):
 ``{ns}:layouts``                      list: versions of the layouts kept
 ``{ns}:objective``                    the autoscaler's objective, JSON
 ``{ns}:stats:<worker_id>``            stream: what a worker measured, bounded length
+``{ns}:routing``                      stream: which experts tokens went to, one report a layer, bounded length
 ``{ns}:events``                       pub/sub: a line each time a lease or the cohort changes
 ====================================  =======================================================
 """

@@ -292,6 +292,14 @@ class WorkerHost(abc.ABC, Generic[S]):
         except JanusError as error:
             _LOG.debug("statistics not reported: %s", error)
 
+    async def publish_routing(self, fields: Mapping[str, bytes]) -> None:
+        """Add to the mesh's routing statistics; lost while Redis is away."""
+        assert self._coordination is not None
+        try:
+            await self._coordination.report_routing(fields)
+        except JanusError as error:
+            _LOG.debug("routing not reported: %s", error)
+
     async def drain(self) -> None:
         """Say in the lease that this worker takes nothing new."""
         self.draining = True

@@ -16,6 +16,7 @@ import torch
 from janus_kernels import ReplicaLayout
 from janus_kernels.ops import ExpertWeights
 from janus_models.experts import ExpertModel
+from janus_placement.window import Recorder
 from janus_transport import Frame, Header, Kind, SendBuffer, Transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
@@ -23,8 +24,9 @@ from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
 
 from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
 from janus_moe.gather import check, gather
+from janus_moe.loader import ExpertLoader, LoadJob, read_in
 
-_PAGE = 4096
+_ROUTING_S = 2.0
 _RETRY, _DECODES = int(Flag.RETRY), int(Flag.DECODES)
 _NO_TRACE = bytes(16)
 
@@ -72,6 +74,11 @@ class MoeEngine(CohortEngine):
         """Flag.DECODES when a stream decodes in the latest pass."""
         self.counters = PassCounters()
         self._compute = MoeCompute(model, self.counters)
+        self._loader = ExpertLoader(model)
+        self.wake_fds.append(self._loader.fileno())
+        self._recorder = Recorder(model.config.moe.num_experts, self._topk, seed=member)
+        self._reporters = 1
+        self._routing_told = 0.0
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -87,20 +94,32 @@ class MoeEngine(CohortEngine):
             "schedule_latency": self._compute.schedule_latency.report(),
         }
 
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._loader.close()
+
     def handle(self, message: Message) -> None:
         body = message.body
         keys = {(layer, expert) for layer, experts in body["layers"] for expert in experts}
         if body["t"] == "load":
-            missing = sorted(keys - self._loaded.keys())
-            self._load(missing)
-            size = len(missing) * self._model.bytes_per_expert
-            self.tell({"t": "reply", "id": body["id"], "count": len(missing), "bytes": size})
+            self._loader.ask(LoadJob(body["id"], sorted(keys - self._loaded.keys())))
         elif body["t"] == "unload":
             used = sorted(key for key in keys if self._compute.uses(*key))
             idle = [] if used else [key for key in keys if key in self._loaded]
             for key in idle:
                 del self._loaded[key]
             self.tell({"t": "reply", "id": body["id"], "count": len(idle), "used": used})
+
+    def intake(self) -> None:
+        for job in self._loader.take():
+            self._loaded.update(job.loaded)
+            size = len(job.loaded) * self._model.bytes_per_expert
+            self.tell(
+                {"t": "reply", "id": job.id, "count": len(job.loaded), "bytes": size, "error": job.error}
+            )
+        super().intake()
 
     # Cohort -----------------------------------------------------------------------------------
 
@@ -122,17 +141,14 @@ class MoeEngine(CohortEngine):
             del self._loaded[key]
         self.inbox.adopt(cohort, cohort.attention)
         self._replies = {peer.member: self.exchange.allocate() for peer in cohort.attention}
-        self._rank = rank
+        self._rank, self._reporters = rank, len(cohort.moe)
         return rank
 
     def _load(self, keys: Sequence[tuple[int, int]]) -> None:
         told = time.monotonic()
-        for i, (layer, expert) in enumerate(keys):
-            weights = self._model.load(layer, expert)
-            for tensor in (weights.gate, weights.up, weights.down):
-                # Touch each page now, so that the first step does not wait for the disk.
-                tensor.view(torch.uint8).reshape(-1)[::_PAGE].sum()
-            self._loaded[layer, expert] = weights
+        for i, key in enumerate(keys):
+            # Every page is touched, so that the first step does not wait for the disk.
+            self._loaded[key] = read_in(self._model, key)
             if time.monotonic() - told > 0.5:
                 told = time.monotonic()
                 self.tell({"t": "waiting", "detail": f"experts from disk: {i + 1} of {len(keys)}"})
@@ -211,6 +227,8 @@ class MoeEngine(CohortEngine):
             ids_TK, weights_TK = self._compute.gate(layer, batch.x_TD)
         else:
             ids_TK, weights_TK = batch.ids_TK, batch.weights_TK
+        if layer % self._reporters == self._rank:  # all see the same routing: one tells
+            self._recorder.observe(layer, ids_TK.numpy())
         out_TD = torch.empty(batch.x_TD.shape, dtype=torch.float64)
         result = self._compute.run(layer, batch.x_TD, ids_TK, weights_TK, out_TD)
         elapsed_us = int((time.perf_counter() - started) * 1e6)
@@ -229,6 +247,19 @@ class MoeEngine(CohortEngine):
                         "janus.experts_activated_here": int(result.instance_load[self._rank]),
                     },
                 )  # fmt: skip
+
+    def report(self, *, force: bool = False) -> None:
+        """And, every few seconds, the routing of the layers that this rank tells of."""
+        super().report(force=force)
+        now = time.monotonic()
+        if now - self._routing_told < _ROUTING_S:
+            return
+        self._routing_told = now
+        for report in self._recorder.take():
+            fields = report.to_fields()
+            self.tell(
+                {"t": "routing", "sizes": {k: len(v) for k, v in fields.items()}}, b"".join(fields.values())
+            )
 
     def _reply(
         self, member: int, request: Header, rows_TD: torch.Tensor, digest: int, elapsed_us: int

@@ -9,6 +9,7 @@ from janus_runtime.records import Role
 from janus_runtime.server import GrpcServer
 from janus_wire.v1 import moe_pb2_grpc
 from janus_worker.host import WorkerHost
+from janus_worker.link import Message
 
 from janus_moe.config import MoeSettings
 from janus_moe.service import ExpertServicer
@@ -44,6 +45,16 @@ class MoeHost(WorkerHost[MoeSettings]):
             "moe_layers": self.hello["moe_layers"],
             "num_experts": experts,
         }
+
+    async def on_message(self, message: Message) -> None:
+        if message.body.get("t") != "routing":
+            await super().on_message(message)
+            return
+        fields, offset = {}, 0
+        for name, size in message.body["sizes"].items():
+            fields[name] = message.blob[offset : offset + size]
+            offset += size
+        await self.publish_routing(fields)
 
     async def on_stats(self) -> None:
         await self.publish({name: self.stats.get(name, 0.0) for name in _REPORTED})

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from janus_runtime.errors import FailedPrecondition, InvalidArgument
+from janus_runtime.errors import FailedPrecondition, Internal, InvalidArgument
 from janus_wire.v1 import common_pb2, moe_pb2, moe_pb2_grpc
 from janus_worker.wire import worker_message
 
@@ -32,6 +32,11 @@ class ExpertServicer(moe_pb2_grpc.ExpertServiceServicer):
     ) -> moe_pb2.LoadExpertsResponse:
         """Map experts and read their pages ahead of a layout that will use them."""
         reply = await self._host.call({"t": "load", "layers": self._layers(request.layers)}, _LOAD_S)
+        if reply["error"]:
+            raise Internal(
+                f"{self._host.settings.worker_id} could not load experts: {reply['error']}", reason="LOAD_FAILED",
+                next_step="Look at the worker's log and its checkpoint; the layout in force is unchanged.",
+            )  # fmt: skip
         return moe_pb2.LoadExpertsResponse(loaded=reply["count"], bytes=reply["bytes"])
 
     async def UnloadExperts(

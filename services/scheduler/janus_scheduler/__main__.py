@@ -20,6 +20,7 @@ from janus_wire.v1 import scheduler_pb2_grpc
 from janus_scheduler.config import SchedulerSettings
 from janus_scheduler.membership import Rules
 from janus_scheduler.publisher import Publisher
+from janus_scheduler.rebalancer import Rebalancer
 from janus_scheduler.service import SchedulerService
 
 ROLE = "scheduler"
@@ -51,15 +52,19 @@ async def serve(settings: SchedulerSettings) -> None:
             settings.worker_id,
             Rules(
                 min_attention=settings.min_attention, min_experts=settings.min_experts,
-                gating=settings.gating, scheduling=settings.scheduling,
+                gating=settings.gating, scheduling=settings.scheduling, min_replicas=settings.min_replicas,
             ),
             settle_s=settings.settle_s,
             lease_ttl_s=settings.lease_ttl_s,
             on_status=tell,
         )  # fmt: skip
+        rebalancer = Rebalancer(
+            coordination, publisher, settings, every_s=settings.rebalance_s,
+            horizon_s=settings.rebalance_horizon_s, min_replicas=settings.min_replicas,
+        )  # fmt: skip
         server.add(
             scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
-            SchedulerService(coordination, publisher),
+            SchedulerService(coordination, publisher, rebalancer),
             "janus.v1.SchedulerService",
         )
         address = await server.start()
@@ -76,6 +81,7 @@ async def serve(settings: SchedulerSettings) -> None:
         startup.ready(f"gRPC at {address}")
         async with asyncio.TaskGroup() as group:
             group.create_task(publisher.run())
+            group.create_task(rebalancer.run())
             group.create_task(keeper.wait_superseded())
 
 

@@ -23,3 +23,9 @@ class SchedulerSettings(ServiceSettings):
     """Activation scheduling policy."""
     settle_s: float = setting(0.3, minimum=0, maximum=60)
     """Seconds the set of ready workers must stay the same before a cohort forms."""
+    min_replicas: int = setting(1, minimum=1, maximum=64)
+    """Replicas of each expert on distinct workers, as far as their slots allow."""
+    rebalance_s: float = setting(30.0, minimum=0, maximum=86400)
+    """Seconds between looks whether another placement of replicas pays; 0: only when asked."""
+    rebalance_horizon_s: float = setting(300.0, minimum=1, maximum=86400)
+    """Seconds within which a move of replicas must pay for itself."""

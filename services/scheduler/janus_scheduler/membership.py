@@ -23,6 +23,8 @@ class Rules:
     min_experts: int = 1
     gating: str = "moe"
     scheduling: str = "optimal"
+    min_replicas: int = 1
+    """Replicas of each expert on distinct workers, as far as the slots allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,7 +13,7 @@ from janus_runtime.errors import JanusError, StaleLeader
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease
 
 from janus_scheduler.membership import Form, Keep, Rules, Settler, Wait, decide, to_member
-from janus_scheduler.placement import layers_round_robin
+from janus_scheduler.placement import build_layout
 
 log = logging.getLogger("janus.scheduler")
 
@@ -50,6 +52,7 @@ class Publisher:
         """The last cohort seen or published; outlives Redis."""
         self.layout: LayoutRecord | None = None
         """Its layout."""
+        self._publishing = asyncio.Lock()
 
     @property
     def in_office(self) -> bool:
@@ -74,6 +77,10 @@ class Publisher:
 
     async def round(self, now: float) -> float:
         """One look; returns the seconds until the next one is due. ``now`` is monotonic."""
+        async with self._publishing:
+            return await self._round(now)
+
+    async def _round(self, now: float) -> float:
         look = await self._look()
         if look is None:
             await self._remember()
@@ -100,6 +107,24 @@ class Publisher:
                 return min(left, ROUND_S)
             await self._publish(decision, leases)
         return ROUND_S
+
+    async def relayout(
+        self, epoch: int, placement: tuple[tuple[tuple[int, ...], ...], ...]
+    ) -> LayoutRecord | None:
+        """Publish the cohort of ``epoch`` again with another placement, under a new epoch: its members switch at
+        a step's border. None when it is not in force any more, or this scheduler not in office."""
+        async with self._publishing:
+            cohort, layout = self.cohort, self.layout
+            if self._token is None or cohort is None or layout is None or cohort.epoch != epoch:
+                return None
+            new = await self._coordination.next_epoch(epoch)
+            record = dataclasses.replace(cohort, epoch=new, layout_version=new)
+            moved = dataclasses.replace(layout, version=new, placement=placement)
+            await self._coordination.publish_cohort(record, moved, self._token)
+            self.cohort, self.layout = record, moved
+            log.info("epoch %d: another placement, layout %d", new, new)
+            await self._say(self._describe())
+            return moved
 
     async def resign(self) -> None:
         """Leave the office at once, for a standby."""
@@ -158,7 +183,8 @@ class Publisher:
         assert self._token is not None
         known = [self.cohort.epoch if self.cohort else 0, *(lease.epoch for lease in leases)]
         epoch = await self._coordination.next_epoch(max(known))
-        layout = build_layout(decision.moe, epoch, self.layout)
+        ranks = [m.worker_id for m in self.cohort.moe] if self.cohort else []
+        layout = build_layout(decision.moe, epoch, self.layout, ranks, self._rules.min_replicas)
         record = CohortRecord(
             epoch=epoch,
             attention=tuple(map(to_member, decision.attention)),
@@ -194,22 +220,3 @@ class Publisher:
         log.log(level, "%s", status)
         if self._on_status is not None:
             await self._on_status(status)
-
-
-def build_layout(moe: Sequence[Lease], version: int, previous: LayoutRecord | None) -> LayoutRecord:
-    """Round robin over the MoE ranks, replicas in spare slots; ``previous`` itself when it is the same.
-
-    Versions are the epochs that brought them: unique, and growing.
-    """
-    capacities = [lease.slots for lease in moe]
-    experts, layers = moe[0].num_experts, moe[0].moe_layers
-    placement = layers_round_robin(experts, capacities, layers)
-    slots = max(capacities)
-    if (
-        previous is not None
-        and previous.placement == placement
-        and previous.slots == slots
-        and previous.num_experts == experts
-    ):
-        return previous
-    return LayoutRecord(version=version, num_experts=experts, slots=slots, placement=placement)

@@ -8,20 +8,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from janus_runtime.coordination import Coordination
-from janus_runtime.errors import NotFound, Unavailable
+from janus_runtime.errors import FailedPrecondition, NotFound, Unavailable
 from janus_runtime.records import CohortRecord, LayoutRecord
 from janus_wire.v1 import common_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 from janus_scheduler.convert import to_cohort, to_layout
-from janus_scheduler.publisher import Publisher, build_layout
+from janus_scheduler.publisher import Publisher
+from janus_scheduler.rebalancer import Rebalancer
 
 
 class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     """The servicer; every scheduler answers, in office or standing by."""
 
-    def __init__(self, coordination: Coordination, publisher: Publisher) -> None:
+    def __init__(self, coordination: Coordination, publisher: Publisher, rebalancer: Rebalancer) -> None:
         self._coordination = coordination
         self._publisher = publisher
+        self._rebalancer = rebalancer
 
     async def GetCohort(
         self, request: scheduler_pb2.GetCohortRequest, context: Any
@@ -75,28 +77,24 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Rebalance(
         self, request: scheduler_pb2.RebalanceRequest, context: Any
     ) -> scheduler_pb2.RebalanceResponse:
-        """Round robin knows no load: it answers whether the layout in force is what it would make."""
-        record = await self._cohort()
-        layout = await self._layout(record.layout_version) if record else None
-        if record is None or layout is None:
-            raise Unavailable(
-                f"no layout yet: {self._publisher.status}", reason="NO_COHORT", retry_after_s=1.0
-            )
+        """Look for a placement that pays, and move to it unless ``dry_run``; only the scheduler in office moves."""
+        if not (request.dry_run or self._publisher.in_office):
+            raise FailedPrecondition(
+                f"this scheduler stands by; in office is {await self._coordination.leader() or 'nobody'}",
+                reason="NOT_IN_OFFICE", next_step="Ask the scheduler in office, or with dry_run.",
+            )  # fmt: skip
+        outcome = await self._rebalancer.rebalance(dry_run=request.dry_run)
         return scheduler_pb2.RebalanceResponse(
-            changed=False, layout_version=layout.version, reason=await self._why_unchanged(record, layout)
-        )
-
-    async def _why_unchanged(self, record: CohortRecord, layout: LayoutRecord) -> str:
-        leases = {w.member: w for w in await self._coordination.workers("moe")}
-        moe = [leases[m.member] for m in record.moe if m.member in leases]
-        if len(moe) < len(record.moe):
-            return "an MoE worker is gone; the next epoch brings a layout for those that are left"
-        if build_layout(moe, layout.version, layout) is layout:
-            return (
-                "the layout in force is the round-robin placement of this cohort already; placement by "
-                "activation statistics is not part of this release"
-            )
-        return "the workers' slots changed; the next epoch brings a layout for them"
+            changed=outcome.changed, layout_version=outcome.layout_version, reason=outcome.reason,
+            replicas_loaded=outcome.replicas_loaded,
+            layers=[
+                scheduler_pb2.LayerVerdict(
+                    layer=v.layer, a_max_before=v.a_max_before, a_max_after=v.a_max_after,
+                    lower_bound=v.lower_bound, moves=v.go, reason=v.reason, replicas=len(v.loads),
+                )
+                for v in outcome.layers
+            ],
+        )  # fmt: skip
 
     async def _cohort(self) -> CohortRecord | None:
         try:

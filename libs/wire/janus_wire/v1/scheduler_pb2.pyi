@@ -76,11 +76,33 @@ class RebalanceRequest(_message.Message):
     def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
 
 class RebalanceResponse(_message.Message):
-    __slots__ = ("changed", "layout_version", "reason")
+    __slots__ = ("changed", "layout_version", "reason", "layers", "replicas_loaded")
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_LOADED_FIELD_NUMBER: _ClassVar[int]
     changed: bool
     layout_version: int
     reason: str
-    def __init__(self, changed: _Optional[bool] = ..., layout_version: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    layers: _containers.RepeatedCompositeFieldContainer[LayerVerdict]
+    replicas_loaded: int
+    def __init__(self, changed: _Optional[bool] = ..., layout_version: _Optional[int] = ..., reason: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[LayerVerdict, _Mapping]]] = ..., replicas_loaded: _Optional[int] = ...) -> None: ...
+
+class LayerVerdict(_message.Message):
+    __slots__ = ("layer", "a_max_before", "a_max_after", "lower_bound", "moves", "reason", "replicas")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    A_MAX_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    A_MAX_AFTER_FIELD_NUMBER: _ClassVar[int]
+    LOWER_BOUND_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    a_max_before: float
+    a_max_after: float
+    lower_bound: float
+    moves: bool
+    reason: str
+    replicas: int
+    def __init__(self, layer: _Optional[int] = ..., a_max_before: _Optional[float] = ..., a_max_after: _Optional[float] = ..., lower_bound: _Optional[float] = ..., moves: _Optional[bool] = ..., reason: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...

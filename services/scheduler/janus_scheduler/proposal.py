@@ -1,0 +1,114 @@
+"""A better placement for the layout in force, judged layer by layer. Pure: statistics in, proposal out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from janus_kernels.replay import ActiveSets
+from janus_placement import (
+    Budget,
+    Placement,
+    Pool,
+    Prices,
+    RoutingWindow,
+    expected_a_max,
+    judge,
+    place,
+    plan_change,
+    to_hosted,
+)
+
+MIN_SAMPLES = 64
+"""Sampled tokens a layer needs before anything is said of it."""
+_PRICE = 0.002
+"""a_max that a replica's move must bring for the search to make it; the judgement in seconds comes after."""
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerVerdict:
+    """One layer: what is, what could be, what is proposed."""
+
+    layer: int
+    a_max_before: float
+    a_max_after: float
+    """Expected, on batches drawn anew; equal to before when the layer stays."""
+    lower_bound: float
+    go: bool
+    reason: str
+    loads: tuple[tuple[int, int], ...]
+    """(MoE rank, expert) to load; of a layer that stays, what it would have taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A whole layout and what each layer's part is worth."""
+
+    placement: tuple[Placement, ...]
+    layers: tuple[LayerVerdict, ...]
+
+    @property
+    def loads(self) -> dict[int, dict[int, list[int]]]:
+        """Experts to load, by MoE rank and layer."""
+        found: dict[int, dict[int, list[int]]] = {}
+        for verdict in self.layers:
+            if verdict.go:
+                for rank, expert in verdict.loads:
+                    found.setdefault(rank, {}).setdefault(verdict.layer, []).append(expert)
+        return found
+
+    @property
+    def go(self) -> bool:
+        """Whether any layer is to change."""
+        return any(verdict.go for verdict in self.layers)
+
+
+def propose(
+    window: RoutingWindow,
+    pool: Pool,
+    current: Sequence[Placement],
+    prices: Prices,
+    policy: str,
+    *,
+    seed: int = 0,
+    seconds: float = _SECONDS,
+) -> Proposal:
+    """Search each layer from what is loaded, and keep what pays on batches that it was not searched on.
+
+    Baselines' policies are not replayed: for them the search is for ``aebs``.
+    """
+    replayed = policy if policy in ("optimal", "aebs") else "aebs"
+    until = time.monotonic() + seconds
+    placement, verdicts = list(current), []
+    for layer in window.layers:
+        routing = window.routing(layer)
+        if layer >= len(current) or routing is None or len(routing.samples) < MIN_SAMPLES:
+            continue
+        left = until - time.monotonic()
+        if left <= 0:
+            break  # the rest has its turn at the next look
+        batch = [max(1, round(window.mean_batch(layer)))]
+        budget = Budget(evaluations=150, patience=60, seconds=left)
+        found = place(
+            pool, routing, routing.draw(batch, 256, seed + 2 * layer), policy=replayed, budget=budget,
+            current=current[layer], price=_PRICE, incremental=True, seed=seed,
+        )  # fmt: skip
+        change = plan_change(current[layer], found.placement, pool)
+        fresh = routing.draw(batch, 256, seed + 2 * layer + 1)
+        verdict = judge(current[layer], change, fresh, prices, replayed)
+        before = _mean(current[layer], fresh, replayed)
+        verdicts.append(
+            LayerVerdict(
+                layer=layer, a_max_before=before, a_max_after=before - (verdict.gain if verdict.go else 0.0),
+                lower_bound=found.lower_bound, go=verdict.go, reason=verdict.reason, loads=change.loads,
+            )
+        )  # fmt: skip
+        if verdict.go:
+            placement[layer] = change.target
+    return Proposal(placement=tuple(placement), layers=tuple(verdicts))
+
+
+def _mean(placement: Placement, sets: ActiveSets, policy: str) -> float:
+    return expected_a_max(to_hosted(placement, sets.num_experts), sets, policy)

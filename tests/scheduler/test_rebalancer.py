@@ -1,0 +1,199 @@
+"""Live re-layout as the scheduler does it: real Redis, real gRPC, workers that only say what they were asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from janus_placement import Recorder
+from janus_runtime.coordination import Coordination
+from janus_runtime.errors import Internal
+from janus_runtime.records import Lease
+from janus_runtime.server import GrpcServer
+from janus_runtime.settings import ServiceSettings
+from janus_scheduler.membership import Rules
+from janus_scheduler.publisher import Publisher
+from janus_scheduler.rebalancer import Rebalancer
+from janus_wire.v1 import moe_pb2, moe_pb2_grpc
+
+pytestmark = pytest.mark.asyncio
+EXPERTS, LAYERS, SLOTS, WORKERS = 16, 3, 4, 4
+Ready = Callable[..., Lease]
+
+
+class Worker(moe_pb2_grpc.ExpertServiceServicer):
+    def __init__(self) -> None:
+        self.loaded: set[tuple[int, int]] = set()
+        self.unloaded: set[tuple[int, int]] = set()
+        self.failure = ""
+
+    async def LoadExperts(self, request: Any, context: Any) -> Any:
+        if self.failure:
+            raise Internal(self.failure)
+        self.loaded |= {(row.layer, e) for row in request.layers for e in row.experts}
+        return moe_pb2.LoadExpertsResponse(loaded=len(self.loaded))
+
+    async def UnloadExperts(self, request: Any, context: Any) -> Any:
+        self.unloaded |= {(row.layer, e) for row in request.layers for e in row.experts}
+        return moe_pb2.UnloadExpertsResponse()
+
+
+@dataclasses.dataclass
+class Mesh:
+    coordination: Coordination
+    publisher: Publisher
+    rebalancer: Rebalancer
+    workers: list[Worker]
+    names: list[str]
+
+    async def report(
+        self, hot: dict[int, list[int]], seed: int = 0, tokens: int = 4000, seconds: float = 1e-3
+    ) -> None:
+        """Routing in which the ``hot`` experts of a layer are always active together, and steps that took time."""
+        rng = np.random.default_rng(seed)
+        for layer in range(LAYERS):
+            recorder = Recorder(EXPERTS, 4, rows=1000)
+            pool = hot.get(layer, list(range(EXPERTS)))
+            for _ in range(tokens // 8):
+                recorder.observe(layer, np.array([rng.permutation(pool)[:4] for _ in range(8)]))
+            (report,) = recorder.take()
+            await self.coordination.report_routing(report.to_fields())
+        for name in self.names:
+            for steps in (0, 1000):
+                stats = {"steps": steps, "a_max_sum": 4.0 * steps, "moe_seconds": 4.0 * seconds * steps}
+                await self.coordination.report_stats(name, stats)
+                await asyncio.sleep(0.02)
+
+    def spread(self, layer: int, experts: list[int]) -> int:
+        """Most of these experts on one rank, in the layout in force."""
+        assert self.publisher.layout is not None
+        return max(len(set(row) & set(experts)) for row in self.publisher.layout.placement[layer])
+
+
+@contextlib.asynccontextmanager
+async def mesh(coordination: Coordination, settings: ServiceSettings, ready: Ready) -> AsyncIterator[Mesh]:
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [Worker() for _ in range(WORKERS)]
+        shape = {"num_experts": EXPERTS, "moe_layers": LAYERS}
+        await coordination.register(ready("attention-0", **shape))
+        for i, worker in enumerate(workers):
+            server = await stack.enter_async_context(GrpcServer(settings, "moe"))
+            server.add(moe_pb2_grpc.add_ExpertServiceServicer_to_server, worker, "janus.v1.ExpertService")
+            address = await server.start()
+            await coordination.register(ready(f"moe-{i}", grpc_address=address, slots=SLOTS, **shape))
+        publisher = Publisher(coordination, "scheduler-0", Rules(), settle_s=0.0, lease_ttl_s=30.0)
+        await publisher.round(0.0)
+        assert publisher.cohort is not None
+        rebalancer = Rebalancer(coordination, publisher, settings, every_s=0, horizon_s=600, min_replicas=1)
+        yield Mesh(coordination, publisher, rebalancer, workers, [f"moe-{i}" for i in range(WORKERS)])
+
+
+HOT = {0: [0, 4, 8, 12], 2: [1, 5, 9, 13]}
+"""Round robin has each of these sets on one rank."""
+
+
+async def test_it_loads_beside_and_then_switches(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        assert m.publisher.layout is not None
+        before = m.publisher.layout
+        assert m.spread(0, HOT[0]) == 4
+        await m.report(HOT)
+        dry = await m.rebalancer.rebalance(dry_run=True)
+        assert not dry.changed and dry.replicas_loaded > 0 and m.publisher.layout == before
+        assert not any(worker.loaded for worker in m.workers)
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert outcome.changed, outcome.reason
+        assert outcome.replicas_loaded == dry.replicas_loaded
+        assert (m.spread(0, HOT[0]), m.spread(2, HOT[2])) == (1, 1)
+        after = m.publisher.layout
+        assert after.placement[1] == before.placement[1], "a balanced layer stays"
+        cohort = await coordination.cohort()
+        assert cohort is not None and (cohort.epoch, cohort.layout_version) == (2, after.version)
+        assert await coordination.layout(after.version) == after
+        for rank, worker in enumerate(m.workers):
+            gained = {
+                (layer, e) for layer in range(LAYERS)
+                for e in set(after.placement[layer][rank]) - set(before.placement[layer][rank])
+            }  # fmt: skip
+            assert worker.loaded == gained
+            assert not worker.unloaded
+        verdict = {v.layer: v for v in outcome.layers}[0]
+        assert verdict.go and verdict.a_max_before == pytest.approx(4.0) and verdict.a_max_after < 1.5
+        await m.publisher.round(1.0)
+        assert m.publisher.layout == after, "the next look at membership keeps it"
+        # The same routing again: nothing is left to gain.
+        await m.report(HOT, seed=1)
+        again = await m.rebalancer.rebalance(dry_run=False)
+        assert not again.changed and "stays" in again.reason
+
+
+async def test_a_worker_that_cannot_load_ends_the_attempt(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        before, cohort = m.publisher.layout, m.publisher.cohort
+        await m.report(HOT)
+        m.workers[2].failure = "disk on fire"
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert not outcome.changed
+        assert "given up, nothing has changed: moe-2: " in outcome.reason and "disk on fire" in outcome.reason
+        assert (m.publisher.layout, m.publisher.cohort) == (before, cohort)
+        for worker in m.workers:
+            assert worker.loaded <= worker.unloaded
+        m.workers[2].failure = ""
+        assert (await m.rebalancer.rebalance(dry_run=False)).changed
+
+
+async def test_a_new_epoch_in_between_ends_the_attempt(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        await m.report(HOT)
+        load = m.rebalancer._load
+
+        async def load_and_lose(*args: Any) -> str:
+            text = await load(*args)
+            await coordination.register(ready("attention-1", num_experts=EXPERTS, moe_layers=LAYERS))
+            await m.publisher.round(1.0)
+            return text
+
+        monkeypatch.setattr(m.rebalancer, "_load", load_and_lose)
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert not outcome.changed and "epoch 1 is not in force any more" in outcome.reason
+        assert m.publisher.cohort is not None and m.publisher.cohort.epoch == 2
+        assert all(worker.loaded == worker.unloaded for worker in m.workers)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-12])
+async def test_what_saves_no_time_is_not_moved(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready, seconds: float
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        await m.report(HOT, seconds=seconds)
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert not outcome.changed and "costs" in outcome.reason
+
+
+async def test_strange_reports_are_skipped_and_silence_is_no_reason(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        for _ in range(3):
+            await coordination.report_routing({"head": b"nonsense"})
+        assert (await m.rebalancer.rebalance(dry_run=True)).reason == "no routing was reported yet"
+        assert len([r for r in caplog.records if "did not write" in r.message]) == 1
+        other = Recorder(7, 2)
+        other.observe(0, np.array([[1, 2]]))
+        await coordination.report_routing(other.take()[0].to_fields())
+        assert "of 7 experts; this mesh has 16" in (await m.rebalancer.rebalance(dry_run=True)).reason
+        await m.report(HOT)
+        assert (await m.rebalancer.rebalance(dry_run=False)).changed
+        quiet = await m.rebalancer.rebalance(dry_run=False, only_news=True)
+        assert quiet.reason == "no routing since the last look"
