@@ -1,0 +1,158 @@
+"""Another placement while streams run: the same tokens, whatever moves and whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from janus_placement import Report
+from janus_testing.inprocess import Answer, InProcessMesh
+
+pytestmark = pytest.mark.timeout(180)
+EXPERTS, LAYERS, SLOTS = 8, 3, 5
+
+
+def placement(rng: random.Random, instances: int) -> list[list[list[int]]]:
+    """Every expert somewhere, the other slots at random."""
+    layers = []
+    for _ in range(LAYERS):
+        rows: list[list[int]] = [[] for _ in range(instances)]
+        for expert in rng.sample(range(EXPERTS), EXPERTS):
+            rng.choice([row for row in rows if len(row) < SLOTS]).append(expert)
+        for row in rows:
+            others = [e for e in range(EXPERTS) if e not in row]
+            row += rng.sample(others, rng.randint(0, SLOTS - len(row)))
+            rng.shuffle(row)
+        layers.append(rows)
+    return layers
+
+
+def prompts(rng: random.Random, count: int) -> list[list[int]]:
+    return [[rng.randrange(3, 200) for _ in range(rng.randint(2, 30))] for _ in range(count)]
+
+
+def progress(mesh: InProcessMesh, numbers: list[int]) -> int:
+    return sum(len(mesh.peek(number).tokens) for number in numbers)
+
+
+def run(mesh: InProcessMesh, work: list[list[int]], between: list[object] | None = None) -> list[Answer]:
+    """Generate; each callable of ``between`` runs once some more tokens have come."""
+    numbers = [mesh.submit(p, worker=i % 2, max_tokens=64, logits=True) for i, p in enumerate(work)]
+    total = 64 * len(work)
+    for i, act in enumerate(between or []):
+        least = total * (i + 1) // (len(between or []) + 1)
+        mesh.pump(lambda least=least: progress(mesh, numbers) >= least, f"{least} tokens")  # type: ignore[misc]
+        act()  # type: ignore[operator]
+    return [mesh.answer(number) for number in numbers]
+
+
+def equal(found: list[Answer], expected: list[Answer]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a.tokens, a.finish) == (b.tokens, b.finish)
+        assert all((x == y).all() for x, y in zip(a.logits, b.logits, strict=True)), "logits differ in a bit"
+
+
+def test_twenty_random_layouts_in_a_row(mixtral: Path) -> None:
+    rng = random.Random(7)
+    work = prompts(rng, 6)
+    with InProcessMesh(mixtral, attention=2, experts=3, slots=SLOTS) as mesh:
+        expected = run(mesh, work)
+        changes = [lambda: mesh.form(placement(rng, 3)) for _ in range(20)]
+        equal(run(mesh, work, changes), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_experts_load_beside_the_steps(mixtral: Path, seed: int) -> None:
+    """As the scheduler does it: load, switch; and load, let go again."""
+    rng = random.Random(seed)
+    work = prompts(rng, 4)
+    with InProcessMesh(mixtral, attention=2, experts=3, slots=SLOTS) as mesh:
+        expected = run(mesh, work)
+
+        def ask(kind: str, rows: list[list[list[int]]], number: int) -> None:
+            for rank, worker in enumerate(mesh.moe):
+                layers = [[layer, rows[layer][rank]] for layer in range(LAYERS)]
+                worker.send({"t": kind, "id": number, "layers": layers})
+            mesh.pump(
+                lambda: all(any(e.get("id") == number for e in w.events) for w in mesh.moe),
+                f"{kind} {number}",
+            )
+
+        def change() -> None:
+            rows = placement(rng, 3)
+            ask("load", rows, 1000 + mesh.epoch)
+            assert not any(e.get("error") for w in mesh.moe for e in w.events)
+            mesh.form(rows)
+
+        def give_up() -> None:
+            rows = placement(rng, 3)
+            ask("load", rows, 2000 + mesh.epoch)
+            ask("unload", rows, 3000 + mesh.epoch)
+
+        equal(run(mesh, work, [change, give_up, change, give_up, change]), expected)
+
+
+def test_a_worker_dies_in_the_middle_of_ten_changes(mixtral: Path) -> None:
+    rng = random.Random(3)
+    work = prompts(rng, 6)
+    with InProcessMesh(mixtral, attention=2, experts=3, slots=SLOTS) as mesh:
+        expected = run(mesh, work)
+
+        def change() -> None:
+            rows = placement(rng, 3)
+            for rank, worker in enumerate(mesh.moe):
+                layers = [[layer, rows[layer][rank]] for layer in range(LAYERS)]
+                worker.send({"t": "load", "id": 0, "layers": layers})
+            mesh.stop(rng.choice(mesh.moe))
+            mesh.add_moe()
+            mesh.form(placement(rng, 3))
+
+        equal(run(mesh, work, [change] * 10), expected)
+
+
+def test_a_load_that_fails_is_told_and_harms_nobody(mixtral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = prompts(random.Random(1), 2)
+    with InProcessMesh(mixtral, attention=2, experts=2, slots=SLOTS) as mesh:
+        expected = run(mesh, work)
+        monkeypatch.setattr("janus_moe.loader.read_in", lambda model, key: 1 / 0)
+
+        def ask() -> None:
+            for worker in mesh.moe:
+                worker.send({"t": "load", "id": 9, "layers": [[0, list(range(EXPERTS))]]})
+            mesh.pump(lambda: all(any(e.get("id") == 9 for e in w.events) for w in mesh.moe), "replies")
+            assert all("ZeroDivisionError" in w.events[-1]["error"] for w in mesh.moe)
+
+        equal(run(mesh, work, [ask]), expected)
+
+
+def test_each_layer_s_routing_is_reported_once(mixtral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("janus_moe.engine._ROUTING_S", 0.0)
+    with InProcessMesh(mixtral, attention=2, experts=2, slots=SLOTS) as mesh:
+        reports: dict[int, list[Report]] = {}
+        handle = mesh._handle
+
+        def listen(worker: object, message: object) -> None:
+            body, blob = message.body, message.blob  # type: ignore[attr-defined]
+            if body["t"] == "routing":
+                fields, at = {}, 0
+                for name, size in body["sizes"].items():
+                    fields[name.encode()] = blob[at : at + size]
+                    at += size
+                report = Report.from_fields(fields)
+                reports.setdefault(report.layer, []).append(report)
+            handle(worker, message)  # type: ignore[arg-type]
+
+        mesh._handle = listen  # type: ignore[method-assign]
+        work = prompts(random.Random(2), 4)
+        answers = run(mesh, work)
+        tokens = sum(len(p) for p in work) + sum(len(a.tokens) - 1 for a in answers)
+
+        def all_told() -> bool:
+            return [sum(r.tokens for r in reports.get(layer, [])) for layer in range(LAYERS)] == [
+                tokens
+            ] * LAYERS
+
+        mesh.pump(all_told, f"reports of {tokens} tokens in each layer")
+        for found in reports.values():
+            assert sum(int(r.counts.sum()) for r in found) == tokens * mesh.config.moe.top_k
