@@ -102,6 +102,8 @@ def check(case: Case, threads: list[int], tolerance: float = 2e-6) -> None:
     got = case.result()
     torch.testing.assert_close(got.double(), case.exact(), rtol=10 * tolerance, atol=tolerance)
     for i, context in enumerate(case.contexts):
+        if not threads and i not in (0, 3):
+            continue
         first, last = case.starts[i], case.starts[i + 1]
         # The sequence alone; its tokens one step at a time; and in two chunks.
         mine = case.tables[i : i + 1].contiguous()

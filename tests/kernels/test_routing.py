@@ -54,6 +54,8 @@ def test_route(compute: str, threads: list[int], spec: RoutingSpec, biased: bool
         torch.testing.assert_close(
             weights[t], torch.tensor(shares, dtype=torch.float64), rtol=2e-6, atol=1e-8
         )
+        if not threads and t % 17:
+            continue
         alone = route(logits[t : t + 1], spec, bias)
         assert torch.equal(alone[0][0], ids[t]) and torch.equal(alone[1][0], weights[t])
     for count in threads:
