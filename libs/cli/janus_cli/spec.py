@@ -39,6 +39,8 @@ class MeshSpec:
     """Expert slots per MoE worker and layer; 0: one per expert of the model."""
     dtype: str = "float32"
     """Widest dtype of weights and KV cache."""
+    expert_dtype: str = "same"
+    """Widest dtype of routed experts, or int8 or int4."""
     kv_tokens: int = 0
     """Tokens each attention worker's KV cache holds; 0: the worker's default."""
     max_batch_tokens: int = 0
@@ -102,6 +104,8 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
             mesh.model,
             "--dtype",
             mesh.dtype,
+            "--expert-dtype",
+            mesh.expert_dtype,
             "--threads",
             threads,
             *node,

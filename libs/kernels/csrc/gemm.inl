@@ -181,6 +181,32 @@ void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0
     }
 }
 
+// A row of nibbles, wide. Of each 32 elements, sixteen bytes: element i in the lower half of byte i, element 16 + i
+// in the upper.
+inline void widen_i4(const uint8_t *from, const float *scale, int64_t group, int64_t count, float *to) {
+    for (int64_t i = 0; i < count; i += 32, from += 16, to += 32) unpack_i4(from, scale[i / group], to);
+}
+
+// gemm() with int4 weights: rows are widened first, always, so that one token's bits are those of many.
+template <class X, class Out>
+void gemm_i4(const X &x, int64_t tokens, int64_t k, const Weights &w, int64_t n0, int64_t n1, const void *after,
+             const Out &out) {
+    const int64_t stride = k + kLineFloats, groups = k / w.group;
+    float *wide = scratch(0, 4 * stride);
+    for (int64_t n = n0; n < n1; n += 4) {
+        const int64_t count = n1 - n < 4 ? n1 - n : 4;
+        const float *rows[4];
+        for (int64_t r = 0; r < 4; ++r) {
+            rows[r] = wide + (r < count ? r : 0) * stride;
+            if (r < count)
+                widen_i4(static_cast<const uint8_t *>(row_of(w, n + r, k)), w.scale + (n + r) * groups, w.group, k,
+                         wide + r * stride);
+        }
+        const void *next = n + 4 < n1 ? row_of(w, n + 4, k) : after;
+        rows4<F32>(x, tokens, k, rows, next, 2 * k, [&](int64_t t, const float *values) { out(t, n, values, count); });
+    }
+}
+
 template <class X, class Out>
 void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
               const Out &out) {
@@ -188,6 +214,14 @@ void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int6
         case DType::f32: return gemm<F32>(x, tokens, k, w.data, n0, n1, after, out);
         case DType::bf16: return gemm<BF16>(x, tokens, k, w.data, n0, n1, after, out);
         case DType::f16: return gemm<F16>(x, tokens, k, w.data, n0, n1, after, out);
+        case DType::i8:
+            return gemm<I8>(x, tokens, k, w.data, n0, n1, after,
+                            [&](int64_t t, int64_t n, const float *values, int64_t count) {
+                                float scaled[8];
+                                for (int64_t i = 0; i < count; ++i) scaled[i] = values[i] * w.scale[n + i];
+                                out(t, n, scaled, count);
+                            });
+        case DType::i4: return gemm_i4(x, tokens, k, w, n0, n1, after, out);
     }
 }
 

@@ -9,17 +9,21 @@
 
 namespace janus {
 
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+// i8: weight = scale of its row * byte. i4: scale of its group * (nibble - 8), see widen_i4(). Weights only.
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i4 = 4 };
 
 struct Weights {
     const void *data;  // [N, K], rows contiguous
     DType dtype;
     const float *bias = nullptr;  // [N] or null, added to the products
+    const float *scale = nullptr;  // i8: [N]; i4: [N, K / group]
+    int64_t group = 0;             // elements of a row that share a scale, a multiple of 32
 };
 
 // Row n of weights with rows of k elements.
 inline const void *row_of(const Weights &w, int64_t n, int64_t k) {
-    return static_cast<const char *>(w.data) + n * k * (w.dtype == DType::f32 ? 4 : 2);
+    constexpr int64_t half_bytes[] = {8, 4, 4, 2, 1};
+    return static_cast<const char *>(w.data) + n * k * half_bytes[static_cast<int>(w.dtype)] / 2;
 }
 
 // Paged attention of one layer; see ops/attention.py for the meaning of each field.

@@ -89,6 +89,7 @@ void attend(const AttentionCall &call, const AttentionPiece &piece) {
         case DType::f32: return call.columns ? attend_columns<F32>(call, piece) : attend_as<F32>(call, piece);
         case DType::bf16: return call.columns ? attend_columns<BF16>(call, piece) : attend_as<BF16>(call, piece);
         case DType::f16: return call.columns ? attend_columns<F16>(call, piece) : attend_as<F16>(call, piece);
+        default: return;  // the bindings take no others
     }
 }
 

@@ -96,6 +96,18 @@ inline void interleave(Eight &even, Eight &odd) {
     odd = _mm256_permute2f128_ps(low, high, 0x31);
 }
 inline Eight eight_f16(const uint16_t *p) { return _mm256_cvtph_ps(load_128(p)); }
+// to[i] = scale * (lower half of byte i - 8), to[16 + i] = scale * (upper half - 8).
+inline void unpack_i4(const uint8_t *from, float scale, float *to) {
+    const __m128i bytes = load_128(from), mask = _mm_set1_epi8(15), middle = _mm_set1_epi8(8);
+    const __m256 all = _mm256_set1_ps(scale);
+    const auto put = [&](__m128i nibbles, float *at) {
+        const __m128i q = _mm_sub_epi8(nibbles, middle);
+        _mm256_storeu_ps(at, _mm256_mul_ps(all, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q))));
+        _mm256_storeu_ps(at + 8, _mm256_mul_ps(all, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))));
+    };
+    put(_mm_and_si128(bytes, mask), to);
+    put(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), to + 16);
+}
 inline Eight add(Eight a, Eight b) { return _mm256_add_ps(a, b); }
 // The larger; `b` where `a` is not a number.
 inline Eight larger(Eight a, Eight b) { return _mm256_max_ps(a, b); }
@@ -215,6 +227,12 @@ inline Eight eight_f16(const uint16_t *p) {
     Eight out;
     for (int i = 0; i < 8; ++i) out.v[i] = f16_to_float(p[i]);
     return out;
+}
+inline void unpack_i4(const uint8_t *from, float scale, float *to) {
+    for (int i = 0; i < 16; ++i) {
+        to[i] = scale * static_cast<float>((from[i] & 15) - 8);
+        to[16 + i] = scale * static_cast<float>((from[i] >> 4) - 8);
+    }
 }
 inline Eight add(const Eight &a, const Eight &b) {
     Eight out;

@@ -21,9 +21,10 @@ using namespace janus;
 
 namespace {
 
-void linear(uintptr_t x, int64_t tokens, int64_t k, uintptr_t w, int dtype, uintptr_t bias, int64_t n, uintptr_t out) {
+void linear(uintptr_t x, int64_t tokens, int64_t k, uintptr_t w, int dtype, uintptr_t bias, uintptr_t scale,
+            int64_t group, int64_t n, uintptr_t out) {
     nb::gil_scoped_release release;
-    const Weights weights{at<void>(w), static_cast<DType>(dtype), at<float>(bias)};
+    const Weights weights{at<void>(w), static_cast<DType>(dtype), at<float>(bias), at<float>(scale), group};
     over_rows(n, tokens * k * n, [&](int64_t n0, int64_t n1) {
         kernels().linear(at<float>(x), k, tokens, k, weights, n0, n1, nullptr, n, at<float>(out));
     });
@@ -214,11 +215,12 @@ NB_MODULE(_native, m) {
             new (self) ExpertTable(experts, hidden, inner, static_cast<DType>(dtype));
         })
         .def("set", [](ExpertTable &t, int expert, uintptr_t gate, uintptr_t up, uintptr_t down, uintptr_t gate_bias,
-                       uintptr_t up_bias, uintptr_t down_bias) {
+                       uintptr_t up_bias, uintptr_t down_bias, uintptr_t gate_scale, uintptr_t up_scale,
+                       uintptr_t down_scale, int64_t group) {
             const DType dtype = t.dtype();
-            t.set(expert, {{at<void>(gate), dtype, at<float>(gate_bias)},
-                           {at<void>(up), dtype, at<float>(up_bias)},
-                           {at<void>(down), dtype, at<float>(down_bias)}});
+            t.set(expert, {{at<void>(gate), dtype, at<float>(gate_bias), at<float>(gate_scale), group},
+                           {at<void>(up), dtype, at<float>(up_bias), at<float>(up_scale), group},
+                           {at<void>(down), dtype, at<float>(down_bias), at<float>(down_scale), group}});
         })
         .def("run", [](ExpertTable &t, uintptr_t x, uintptr_t ids, uintptr_t mine, uintptr_t weights, int64_t tokens,
                        int64_t topk,

@@ -20,6 +20,7 @@ void rms_norm(const float *x, int64_t rows, int64_t width, Weights weight, float
         case DType::f32: return rms_norm_as<F32>(x, rows, width, weight.data, eps, out);
         case DType::bf16: return rms_norm_as<BF16>(x, rows, width, weight.data, eps, out);
         case DType::f16: return rms_norm_as<F16>(x, rows, width, weight.data, eps, out);
+        default: return;  // the bindings take no others
     }
 }
 

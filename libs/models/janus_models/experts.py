@@ -8,15 +8,18 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import torch
-from janus_kernels.ops import Activation, ExpertWeights, RoutingSpec, route, router_logits
+from janus_kernels.ops import Activation, ExpertWeights, RoutingSpec, quantize_expert, route, router_logits
 
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import ModelConfig
 from janus_models.decoder import torch_dtype
+from janus_models.errors import ConfigError
 from janus_models.expert_store import expert_store
 from janus_models.weights import Weights
 
 __all__ = ["ExpertModel"]
+
+_GROUP = 32  # int4 weights that share a scale
 
 
 class ExpertModel:
@@ -25,7 +28,8 @@ class ExpertModel:
     Opening checks the name, shape and dtype of every expert tensor without touching its bytes; raises
     CheckpointError. ``dtype`` is the widest that weights may have: those stored in it, or narrower, stay
     views on the mapped file (arithmetic is float32 anyway), wider ones are converted to private copies, and so
-    are quantised ones and those that lie transposed in the file.
+    are quantised ones and those that lie transposed in the file. ``quantize``: ``int8`` or ``int4`` experts,
+    made from these weights as they are loaded.
     """
 
     def __init__(
@@ -34,13 +38,24 @@ class ExpertModel:
         checkpoint: Checkpoint,
         dtype: str | torch.dtype = "float32",
         device: str = "cpu",
+        quantize: str | None = None,
     ) -> None:
         self.config = config
+        self.quantize = quantize
+        if quantize == "int4" and (config.hidden % _GROUP or config.moe.expert_hidden % _GROUP):
+            raise ConfigError(
+                "int4 experts need a hidden size and an expert width that are multiples of their groups",
+                field="--expert-dtype",
+                value=f"int4 with {config.hidden} and {config.moe.expert_hidden}",
+                allowed=f"multiples of {_GROUP}",
+                next_step="Use int8.",
+            )
         self.dtype = torch_dtype(dtype)
         self.device = device
         self._weights = Weights(checkpoint, config.quantisation)
         self._store = expert_store(config, self._weights, self.dtype, device)
-        self.bytes_per_expert: int = max(self._store.check(layer) for layer in config.moe_layers)
+        checked = max(self._store.check(layer) for layer in config.moe_layers)
+        self.bytes_per_expert: int = self._quantized_bytes() if quantize else checked
         """Bytes of one expert once loaded, the largest."""
         names, shape = config.family.tensors, (config.moe.num_experts,)
         self._routers = self._each_layer(names.router, (*shape, config.hidden))
@@ -74,4 +89,12 @@ class ExpertModel:
 
     def load(self, moe_layer: int, expert: int) -> ExpertWeights:
         """One expert: gate [f, d], up [f, d], down [d, f]; a view's pages are read when they are first used."""
-        return self._store.load(self.config.moe_layers[moe_layer], expert)
+        weights = self._store.load(self.config.moe_layers[moe_layer], expert)
+        return quantize_expert(weights, self.quantize, _GROUP) if self.quantize else weights
+
+    def _quantized_bytes(self) -> int:
+        """Of the weights and scales of one expert."""
+        d, f = self.config.hidden, self.config.moe.expert_hidden
+        if self.quantize == "int8":
+            return 3 * d * f + 4 * (2 * f + d)
+        return 3 * d * f // 2 + 4 * 3 * d * f // _GROUP

@@ -33,12 +33,21 @@ class LocalModel:
     """AttentionModel and ExpertModel side by side, with greedy generation over a paged cache."""
 
     def __init__(
-        self, directory: str | Path, dtype: str = "float32", *, kv_blocks: int = 256, block_size: int = 16
+        self,
+        directory: str | Path,
+        dtype: str = "float32",
+        *,
+        expert_dtype: str | None = None,
+        kv_blocks: int = 256,
+        block_size: int = 16,
     ) -> None:
         self.config = load_config(directory)
         checkpoint = Checkpoint(directory)
         self.attention = AttentionModel(self.config, checkpoint, dtype)
-        self.experts = ExpertModel(self.config, checkpoint, dtype)
+        quantize = expert_dtype if expert_dtype in ("int8", "int4") else None
+        self.experts = ExpertModel(
+            self.config, checkpoint, dtype if quantize else expert_dtype or dtype, quantize=quantize
+        )
         self._loaded = [
             {e: self.experts.load(layer, e) for e in range(self.config.moe.num_experts)}
             for layer in range(self.experts.num_layers)

@@ -20,6 +20,8 @@ class WorkerSettings(ServiceSettings):
     """Hugging Face checkpoint directory."""
     dtype: str = setting("float32", choices=_DTYPES)
     """Widest dtype of weights and KV cache."""
+    expert_dtype: str = setting("same", choices=("same", *_DTYPES, "int8", "int4"))
+    """Widest dtype of routed experts; int8 and int4 quantise them at load. The same in the whole mesh."""
     transport: str = setting("ucx", choices=("ucx",))
     """Data-plane transport."""
     max_batch_tokens: int = setting(512, minimum=1, maximum=65536)
@@ -44,6 +46,7 @@ class WorkerSettings(ServiceSettings):
         return {
             "model": str(self.checked_model()),
             "dtype": self.dtype,
+            "expert_dtype": self.dtype if self.expert_dtype == "same" else self.expert_dtype,
             "transport": self.transport,
             "max_batch_tokens": self.max_batch_tokens,
             "threads": self.threads or max(1, (os.cpu_count() or 2) // 2),
@@ -53,4 +56,5 @@ class WorkerSettings(ServiceSettings):
 
     def cohort_key(self, checkpoint_fingerprint: str) -> str:
         """What members of a cohort must agree on, readable where it differs."""
-        return f"{checkpoint_fingerprint}/{self.dtype}/{self.max_batch_tokens} tokens"
+        experts = "" if self.expert_dtype in ("same", self.dtype) else f"/{self.expert_dtype} experts"
+        return f"{checkpoint_fingerprint}/{self.dtype}{experts}/{self.max_batch_tokens} tokens"

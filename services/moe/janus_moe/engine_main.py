@@ -25,7 +25,10 @@ def build(options: dict[str, Any], link: ControlLink) -> MoeEngine:
     torch.set_grad_enabled(False)
     say(f"checkpoint {options['model']}")
     config = load_config(options["model"])
-    model = ExpertModel(config, Checkpoint(options["model"]), options["dtype"])
+    wanted = options.get("expert_dtype", options["dtype"])
+    quantize = wanted if wanted in ("int8", "int4") else None
+    dtype = options["dtype"] if quantize else wanted
+    model = ExpertModel(config, Checkpoint(options["model"]), dtype, quantize=quantize)
     say(f"transport {options['transport']}")
     transport = create_transport(options["transport"], member=options["member"])
     engine_options = EngineOptions(max_batch_tokens=options["max_batch_tokens"], stall_s=options["stall_s"])

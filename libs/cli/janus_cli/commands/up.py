@@ -66,6 +66,13 @@ _PORT = click.IntRange(0, 65535)
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
 )
 @click.option(
+    "--expert-dtype",
+    type=click.Choice(["same", "float32", "bfloat16", "float16", "int8", "int4"]),
+    default="same",
+    show_default=True,
+    help="Widest dtype of routed experts; int8 and int4 quantise them at load.",
+)
+@click.option(
     "--kv-tokens", type=click.IntRange(0), default=0, help="Tokens each KV cache holds.  [default: 16384]"
 )
 @click.option(

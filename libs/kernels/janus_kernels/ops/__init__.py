@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from janus_kernels.ops.attention import apply_rotary, paged_attention
 from janus_kernels.ops.cache import new_pages, store_rows
-from janus_kernels.ops.dense import linear, rms_norm, swiglu_ffn
+from janus_kernels.ops.dense import linear, quantized_linear, rms_norm, swiglu_ffn
 from janus_kernels.ops.experts import (
     Activation,
     ExpertSet,
@@ -18,6 +18,7 @@ from janus_kernels.ops.experts import (
     combine,
     expert_ffn,
 )
+from janus_kernels.ops.quantize import QuantizedWeight, dequantize, quantize, quantize_expert
 from janus_kernels.ops.routing import RoutingSpec, route, router_logits
 from janus_kernels.ops.sampling import add_bias, allow, forbid, penalize, sample
 from janus_kernels.ops.table import OpTable, backend, backends, use_backend
@@ -28,6 +29,7 @@ __all__ = [
     "ExpertStats",
     "ExpertWeights",
     "OpTable",
+    "QuantizedWeight",
     "RoutingSpec",
     "add_bias",
     "allow",
@@ -35,12 +37,16 @@ __all__ = [
     "backend",
     "backends",
     "combine",
+    "dequantize",
     "expert_ffn",
     "forbid",
     "linear",
     "new_pages",
     "paged_attention",
     "penalize",
+    "quantize",
+    "quantize_expert",
+    "quantized_linear",
     "rms_norm",
     "route",
     "router_logits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from janus_kernels.ops.quantize import QuantizedWeight
 from janus_kernels.ops.table import backend_of
 from janus_kernels.ops.types import fp32
 
@@ -16,6 +17,19 @@ def linear(x_TD: torch.Tensor, weight_ND: torch.Tensor, bias_N: torch.Tensor | N
         raise ValueError(f"linear: bias {tuple(bias_N.shape)} for weight {tuple(weight_ND.shape)}")
     return backend_of("linear", x_TD, weight_ND, bias_N).linear(
         fp32(x_TD), weight_ND, None if bias_N is None else fp32(bias_N)
+    )
+
+
+def quantized_linear(
+    x_TD: torch.Tensor, weight: QuantizedWeight, bias_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W^T + b: fp32 [T, d] by a quantised [N, d] -> fp32 [T, N], accumulated in float32."""
+    if x_TD.dim() != 2 or x_TD.shape[1] != weight.shape[1]:
+        raise ValueError(f"quantized_linear: x {tuple(x_TD.shape)} by weight {weight.shape}")
+    if bias_N is not None and bias_N.shape != weight.shape[:1]:
+        raise ValueError(f"quantized_linear: bias {tuple(bias_N.shape)} for weight {weight.shape}")
+    return backend_of("quantized_linear", x_TD, weight.data, bias_N).quantized_linear(
+        fp32(x_TD), weight.data, weight.scale, None if bias_N is None else fp32(bias_N)
     )
 
 

@@ -57,6 +57,8 @@ def expert_ffn(
     check("expert_ffn", "mine", mine_TK, torch.bool, tokens, topk)
     check("expert_ffn", "out", out_TD, torch.float64, tokens, width)
     table = backend_of("expert_ffn", x_TD, ids_TK, weights_TK, mine_TK, out_TD)
+    if table.name == "triton" and any(e.scales is not None for e in experts.values()):
+        raise ValueError("expert_ffn: quantised experts run on CPUs only; load them as bfloat16 on a GPU")
     return table.expert_ffn(x_TD, ids_TK, weights_TK, mine_TK, experts, activation, out_TD)
 
 

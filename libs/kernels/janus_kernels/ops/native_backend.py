@@ -14,6 +14,7 @@ from janus_kernels.ops.types import PAGE_SIZES, Activation, ExpertMapping, Exper
 assert NATIVE is not None
 _native = NATIVE
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_QUANTIZED = {torch.int8: 3, torch.uint8: 4}
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -27,7 +28,21 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     (tokens, width), rows = x.shape, weight.shape[0]
     out = torch.empty(tokens, rows)
     _native.linear(
-        x.data_ptr(), tokens, width, weight.data_ptr(), code, _address(bias), rows, out.data_ptr(),
+        x.data_ptr(), tokens, width, weight.data_ptr(), code, _address(bias), 0, 0, rows, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _quantized_linear(
+    x: torch.Tensor, data: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    if not data.is_contiguous() or not scale.is_contiguous():
+        return plain.quantized_linear(x, data, scale, bias)
+    (tokens, width), rows = x.shape, data.shape[0]
+    out = torch.empty(tokens, rows)
+    _native.linear(
+        x.data_ptr(), tokens, width, data.data_ptr(), _QUANTIZED[data.dtype], _address(bias), scale.data_ptr(),
+        width // scale[0].numel() if rows else 0, rows, out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -143,18 +158,23 @@ def _table(experts: ExpertMapping) -> Any:
         or not all(part.is_contiguous() for part in parts)
     ):
         return None
-    code = _CODES.get(parts[0].dtype)
-    if code is None:
+    one = next(iter(experts.values()))
+    code = (_CODES if one.scales is None else _QUANTIZED).get(one.gate.dtype)
+    kinds = {None if e.scales is None else tuple(s.shape for s in e.scales) for e in experts.values()}
+    if code is None or len(kinds) > 1:
         return None
-    wide = parts[0].shape
+    inner, hidden = one.gate.shape[0], one.down.shape[0]
+    halves = 2 if code == _QUANTIZED[torch.uint8] else 1
+    wide, narrow = (inner, hidden // halves), (hidden, inner // halves)
     for expert, e in experts.items():
-        if e.gate.shape != wide or e.up.shape != wide or e.down.shape != wide[::-1]:
+        if e.gate.shape != wide or e.up.shape != wide or e.down.shape != narrow:
             shapes = tuple(e.gate.shape), tuple(e.up.shape), tuple(e.down.shape)
-            raise ValueError(f"expert {expert} has the shapes {shapes}; its peers' gate is {tuple(wide)}")
-    table = _native.ExpertTable(max(experts) + 1, wide[1], wide[0], code)
+            raise ValueError(f"expert {expert} has the shapes {shapes}; its peers' gate is {wide}")
+    table = _native.ExpertTable(max(experts) + 1, hidden, inner, code)
+    group = 0 if one.scales is None else hidden // one.scales[0][0].numel()
     for expert, e in experts.items():
-        every = (e.gate, e.up, e.down, e.gate_bias, e.up_bias, e.down_bias)
-        table.set(expert, *(_address(part) for part in every))
+        every = (e.gate, e.up, e.down, e.gate_bias, e.up_bias, e.down_bias, *(e.scales or (None, None, None)))
+        table.set(expert, *(_address(part) for part in every), group)
     if kept:
         experts.compiled = table  # type: ignore[attr-defined]
     return table
@@ -193,6 +213,7 @@ def _sample(
 
 
 TABLE = OpTable(
-    name="native", linear=_linear, swiglu=_swiglu, rms_norm=_rms_norm, rotary=_rotary, attention=_attention,
+    name="native", linear=_linear, quantized_linear=_quantized_linear,
+    swiglu=_swiglu, rms_norm=_rms_norm, rotary=_rotary, attention=_attention,
     route=_route, expert_ffn=_expert_ffn, combine=_combine, sample=_sample,
 )  # fmt: skip

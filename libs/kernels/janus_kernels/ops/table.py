@@ -29,6 +29,8 @@ class OpTable:
     name: str
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     """fp32 [T, d] by [N, d], bias fp32 [N] -> fp32 [T, N]."""
+    quantized_linear: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    """fp32 [T, d] by data and scale of a quantised [N, d], bias fp32 [N] -> fp32 [T, N]."""
     swiglu: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """fp32 [T, d], gate, up, down -> fp32 [T, d]."""
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]

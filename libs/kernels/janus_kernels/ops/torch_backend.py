@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from janus_kernels.ops.quantize import dequantize
 from janus_kernels.ops.table import OpTable
 from janus_kernels.ops.types import (
     GRID,
@@ -37,6 +38,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
         return torch.cat([functional.linear(row.clone(), weight, bias) for row in x.split(1)])
     padded = functional.pad(x, (0, 0, 0, -tokens % _ROWS))
     return torch.cat([functional.linear(rows.clone(), weight, bias) for rows in padded.split(_ROWS)])[:tokens]
+
+
+def quantized_linear(
+    x: torch.Tensor, data: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """See :class:`OpTable`."""
+    return linear(x, dequantize(data, scale), bias)
 
 
 def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -120,13 +128,16 @@ def route(
 
 def expert(x: torch.Tensor, e: ExpertWeights, activation: Activation) -> torch.Tensor:
     """One expert's output: fp32 [T, d] -> fp32 [T, d]."""
-    gate, up = linear(x, e.gate, e.gate_bias), linear(x, e.up, e.up_bias)
+    weights = (e.gate, e.up, e.down)
+    if e.scales is not None:
+        weights = tuple(dequantize(*parts) for parts in zip(weights, e.scales, strict=True))  # type: ignore[assignment]
+    gate, up = linear(x, weights[0], e.gate_bias), linear(x, weights[1], e.up_bias)
     if activation.name == "swiglu":
         inner = _each_row(functional.silu, gate) * up
     else:
         gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
         inner = (up + 1) * (gate * _each_row(torch.sigmoid, activation.alpha * gate))
-    return linear(inner, e.down, e.down_bias)
+    return linear(inner, weights[2], e.down_bias)
 
 
 def expert_ffn(
@@ -182,6 +193,7 @@ def sample(
 
 
 TABLE = OpTable(
-    name="torch", linear=linear, swiglu=swiglu, rms_norm=rms_norm, rotary=rotary, attention=attention, route=route,
+    name="torch", linear=linear, quantized_linear=quantized_linear,
+    swiglu=swiglu, rms_norm=rms_norm, rotary=rotary, attention=attention, route=route,
     expert_ffn=expert_ffn, combine=combine, sample=sample,
 )  # fmt: skip

@@ -9,10 +9,12 @@ from janus_kernels.ops.table import OpTable
 def make_table() -> OpTable:
     """The table; imports Triton. Raises RuntimeError where that cannot run."""
     triton.load()
+    from janus_kernels.ops.torch_backend import quantized_linear
     from janus_kernels.triton import dense, experts, libraries, routing, sampling
 
     return OpTable(
-        name="triton", linear=dense.linear, swiglu=dense.swiglu, rms_norm=dense.rms_norm, rotary=dense.rotary,
+        name="triton", linear=dense.linear, quantized_linear=quantized_linear, swiglu=dense.swiglu,
+        rms_norm=dense.rms_norm, rotary=dense.rotary,
         attention=libraries.attention, route=routing.route, expert_ffn=experts.expert_ffn, combine=experts.combine,
         sample=sampling.sample,
     )  # fmt: skip

@@ -71,7 +71,8 @@ SWIGLU = Activation()
 class ExpertWeights:
     """One expert: float32, bfloat16 or float16, contiguous; views on a mapped checkpoint are fine.
 
-    Biases, where a family has them, are contiguous float32.
+    Biases, where a family has them, are contiguous float32. With ``scales`` the weights are quantised (see
+    :mod:`janus_kernels.ops.quantize`, which makes them): int8 of these shapes, or uint8 of half as long rows.
     """
 
     gate: torch.Tensor
@@ -86,12 +87,22 @@ class ExpertWeights:
     """[f]"""
     down_bias: torch.Tensor | None = None
     """[d]"""
+    scales: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    """fp32, of gate, up and down."""
 
     def __post_init__(self) -> None:
         for name, weight in (("gate", self.gate), ("up", self.up), ("down", self.down)):
             bias: torch.Tensor | None = getattr(self, f"{name}_bias")
             if bias is not None:
                 check("ExpertWeights", f"{name}_bias", bias, torch.float32, weight.shape[0])
+        for i, weight in enumerate((self.gate, self.up, self.down) if self.scales else ()):
+            assert self.scales is not None
+            if weight.dtype not in (torch.int8, torch.uint8) or not weight.is_contiguous():
+                raise ValueError(
+                    f"ExpertWeights: weights with scales are {weight.dtype}; expected int8 or uint8"
+                )
+            more = self.scales[i].shape[1:]
+            check("ExpertWeights", "a scale", self.scales[i], torch.float32, weight.shape[0], *more)
 
 
 @dataclass(frozen=True, slots=True)
