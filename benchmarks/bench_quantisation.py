@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import torch
-from bench_kernels import table
+from janus_bench.kernels.report import table
 from janus_kernels.native import set_num_threads
 from janus_models.local import LocalModel
 from janus_models.tokenizer import Tokenizer
