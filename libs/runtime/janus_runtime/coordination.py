@@ -15,6 +15,7 @@ from janus_runtime import _scripts
 from janus_runtime._events import LEASED_POLL_S, POLL_S, EventHub, Watcher
 from janus_runtime._redis import RedisCalls, shown_url
 from janus_runtime.errors import JanusError, StaleLeader
+from janus_runtime.journal import JournalStore
 from janus_runtime.lease import Keys, LeaseKeeper
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease, RecordError, Role
 from janus_runtime.settings import ServiceSettings
@@ -304,6 +305,10 @@ class Coordination:
     async def write_objective(self, value: str) -> None:
         """Keep the autoscaler's objective."""
         await self._redis.call("write objective", lambda: self._redis.client.set(self._keys.objective, value))
+
+    def journal(self, *, ttl_s: int, entries: int, items: int) -> JournalStore:
+        """The gateways' journal of keyed requests; see :class:`JournalStore`."""
+        return JournalStore(self._redis, self._keys.journal_prefix, ttl_s=ttl_s, entries=entries, items=items)
 
     def _parse(self, cls: type[R], key: str, raw: bytes | None) -> R | None:
         if raw is None:

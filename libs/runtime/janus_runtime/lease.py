@@ -40,6 +40,7 @@ class Keys:
         self.objective = f"{prefix}objective"
         self.routing = f"{prefix}routing"
         self.lease_prefix = f"{prefix}lease:"
+        self.journal_prefix = f"{prefix}journal:"
         self._prefix = prefix
 
     def lease(self, entry: str) -> str:

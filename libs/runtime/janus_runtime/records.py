@@ -16,6 +16,9 @@ namespace is ``janus``):
 ``{ns}:objective``                    the autoscaler's objective, JSON
 ``{ns}:stats:<worker_id>``            stream: what a worker measured, bounded length
 ``{ns}:routing``                      stream: which experts tokens went to, one report a layer, bounded length
+``{ns}:journal:<entry>``              the gateways' journal of one keyed request, JSON, expires
+``{ns}:journal:<entry>:items``        list: what was given out of it, expires
+``{ns}:journal:index``                sorted set: its entries by age, bounded
 ``{ns}:events``                       pub/sub: a line each time a lease or the cohort changes
 ====================================  =======================================================
 """

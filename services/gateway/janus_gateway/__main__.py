@@ -21,6 +21,7 @@ from janus_gateway.app import build_app
 from janus_gateway.auth import ApiKeys
 from janus_gateway.config import GatewaySettings
 from janus_gateway.generation import Generator
+from janus_gateway.journal import Journal
 from janus_gateway.metrics import GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.openai.handlers import Parts
@@ -58,11 +59,13 @@ async def serve(settings: GatewaySettings) -> None:
         stack.push_async_callback(pool.close)
         workers = WorkerMetrics(settings)
         stack.push_async_callback(workers.close)
+        journal = Journal(coordination, settings)
+        stack.push_async_callback(journal.close)
         generator = Generator(pool, model, metrics, settings)
         keys = ApiKeys(settings.keys)
 
         server = await stack.enter_async_context(GrpcServer(settings, ROLE))
-        servicer = GenerationServicer(generator, model, pool, metrics, keys, settings)
+        servicer = GenerationServicer(generator, model, pool, metrics, keys, settings, journal)
         server.add(
             generation_pb2_grpc.add_GenerationServiceServicer_to_server,
             servicer,
@@ -70,7 +73,10 @@ async def serve(settings: GatewaySettings) -> None:
         )
         grpc_address = await server.start()
         app = build_app(
-            Parts(generator=generator, model=model, metrics=metrics, settings=settings), pool, keys, workers
+            Parts(generator=generator, model=model, metrics=metrics, settings=settings, journal=journal),
+            pool,
+            keys,
+            workers,
         )
         http = HttpServer(app, settings)
         serving = http.start(sock)

@@ -39,6 +39,12 @@ class GatewaySettings(ServiceSettings):
     """Longest that one request may take; a gRPC caller's earlier deadline wins."""
     retry_s: float = setting(30.0, minimum=0, maximum=3600)
     """A stream whose worker was lost is continued elsewhere for this long before it fails."""
+    journal_ttl_s: int = setting(600, minimum=1, maximum=86400)
+    """A request with an idempotency key can be repeated for this long after its last token."""
+    journal_entries: int = setting(4096, minimum=1, maximum=1_000_000)
+    """Most such requests that the journal in Redis holds; the oldest go first."""
+    journal_items: int = setting(4096, minimum=1, maximum=1_000_000)
+    """Most writes to one request's journal, about 20 a second; what is beyond is computed again."""
     drain_s: float = setting(5.0, minimum=0, maximum=25)
     """At shutdown, streams that run have this long to end."""
 

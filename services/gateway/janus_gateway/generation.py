@@ -28,6 +28,7 @@ from opentelemetry import trace
 
 from janus_gateway.answer import Answer, Piece
 from janus_gateway.config import GatewaySettings
+from janus_gateway.journal import Entry
 from janus_gateway.metrics import GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.pool import Target, WorkerPool
@@ -60,6 +61,10 @@ class Job:
     """When the request arrived, monotonic."""
     deadline: float
     """Monotonic."""
+    entry: Entry | None = None
+    """Where it is journalled; None: the request has no idempotency key."""
+    index: int = 0
+    """Its place among the request's sequences."""
 
     def choice(self, index: int) -> Job:
         """This job as one of n choices: a seed and an id of its own; the first is the job itself."""
@@ -68,7 +73,9 @@ class Job:
         sampling = common_pb2.SamplingParams()
         sampling.CopyFrom(self.sampling)
         sampling.seed = choice_seed(sampling.seed, index)
-        return dataclasses.replace(self, request_id=f"{self.request_id}-{index}", sampling=sampling)
+        return dataclasses.replace(
+            self, request_id=f"{self.request_id}-{index}", sampling=sampling, index=self.index + index
+        )
 
 
 class _Lost(Exception):
@@ -156,6 +163,8 @@ class Generator:
             raise
         finally:
             clock.done(len(answer.ids))
+            if job.entry is not None:
+                job.entry.flush()
             span.set_attribute("janus.completion_tokens", len(answer.ids))
             span.end()
 
@@ -165,6 +174,11 @@ class Generator:
         give_up = job.deadline
         full: set[int] = set()
         lost: JanusError | None = None
+        for response in job.entry.made(job.index) if job.entry is not None else ():
+            for piece in _take(response, answer):
+                yield piece
+                if piece.finish_reason:
+                    return
         while True:
             try:
                 target = await self._acquire(min(give_up, job.deadline), span, patient=lost is not None)
@@ -241,6 +255,8 @@ class Generator:
         try:
             async for response in call:
                 target.succeeded()
+                if job.entry is not None:
+                    job.entry.record(job.index, response)
                 for piece in _take(response, answer):
                     clock.token(response.queue_us)
                     yield piece

@@ -20,6 +20,7 @@ from janus_gateway.auth import ApiKeys
 from janus_gateway.config import GatewaySettings
 from janus_gateway.fanin import merged
 from janus_gateway.generation import GUIDE_FIELD, Generator, Job, current_trace_id
+from janus_gateway.journal import Entry, Journal
 from janus_gateway.metrics import GENERATE, GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.pool import WorkerPool
@@ -42,6 +43,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         metrics: GatewayMetrics,
         keys: ApiKeys,
         settings: GatewaySettings,
+        journal: Journal,
     ) -> None:
         self._generator = generator
         self._model = model
@@ -49,6 +51,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._metrics = metrics
         self._keys = keys
         self._settings = settings
+        self._journal = journal
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -62,6 +65,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             stack.enter_context(self._generator.admit(len(jobs)))
             trace_id = current_trace_id()
             completion, running = 0, len(jobs)
+            skipped = [*request.received, *[0] * len(jobs)]
             answers = merged([self._generator.stream(job) for job in jobs])
             async with contextlib.aclosing(answers) as pieces:
                 async for index, piece in pieces:
@@ -70,6 +74,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         response.trace_id, trace_id = trace_id, ""
                     completion += len(piece.tokens)
                     running -= bool(piece.finish_reason)
+                    if skipped[index] and running:  # the last one carries the usage
+                        skipped[index] -= 1
+                        continue
                     if not running:
                         response.usage.prompt_tokens = len(jobs[0].prompt)
                         response.usage.completion_tokens = completion
@@ -106,8 +113,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def _authorize(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         metadata = dict(context.invocation_metadata() or ())
-        value = metadata.get("authorization")
-        self._keys.check(value.decode("latin-1") if isinstance(value, bytes) else value)
+        self._keys.check(_text(metadata.get("authorization", "")) or None)
 
     async def _jobs(
         self,
@@ -143,6 +149,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         with tracer().start_as_current_span("tokenize") as span:
             prompt = await self._prompt(request, tools)
             span.set_attribute("janus.prompt_tokens", len(prompt))
+        entry = await self._entry(request, context)
+        if entry is not None and ask.seed is None:
+            ask = dataclasses.replace(ask, seed=entry.seed(0))
         names = Names(prefix=_NAMES.prefix, prompt=str(request.WhichOneof("input")))
         sampling = resolve(
             ask, names, self._model.defaults, prompt_tokens=len(prompt), context=self._model.context
@@ -159,8 +168,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             tools=tools,
             started=started,
             deadline=started + (limit if remaining is None else min(limit, remaining)),
+            entry=entry,
         )
         return [job.choice(index) for index in range(choices)]
+
+    async def _entry(
+        self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Entry | None:
+        """The request's place in the journal, when it has a key."""
+        metadata = dict(context.invocation_metadata() or ())
+        key = request.idempotency_key or _text(metadata.get("idempotency-key", ""))
+        if not key:
+            return None
+        bare = generation_pb2.GenerateRequest()
+        bare.CopyFrom(request)
+        for name in ("idempotency_key", "received", "request_id"):
+            bare.ClearField(name)
+        bare.model = self._model.name
+        return await self._journal.open(
+            key, _text(metadata.get("authorization", "")), bare.SerializeToString(deterministic=True),
+            field="idempotency_key",
+        )  # fmt: skip
 
     def _tools(
         self, request: generation_pb2.GenerateRequest | generation_pb2.CountTokensRequest
@@ -208,6 +236,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             raise
         finally:
             self._metrics.request_done(GENERATE, time.monotonic() - started, error_type)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _response(request_id: str, index: int, piece: Piece) -> generation_pb2.GenerateResponse:

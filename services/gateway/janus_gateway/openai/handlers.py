@@ -23,6 +23,7 @@ from janus_gateway.answer import Piece
 from janus_gateway.config import GatewaySettings
 from janus_gateway.fanin import merged
 from janus_gateway.generation import Generator, Job
+from janus_gateway.journal import Entry, Journal, canonical, received
 from janus_gateway.metrics import CHAT, COMPLETION, GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.openai import errors
@@ -47,11 +48,13 @@ class Parts:
     model: ServedModel
     metrics: GatewayMetrics
     settings: GatewaySettings
+    journal: Journal
 
 
 async def chat_completions(request: Request, parts: Parts) -> Response:
     """``POST /v1/chat/completions``."""
-    body = ChatRequest.parse(await _body(request, parts.settings))
+    raw = await _body(request, parts.settings)
+    body = ChatRequest.parse(raw)
     _check_model(body.model, parts.model)
     model = parts.model
     tools = plan(body.tool_ask(), model.tool_format, model.special_id)
@@ -60,13 +63,15 @@ async def chat_completions(request: Request, parts: Parts) -> Response:
         prompt = await model.encode_chat(messages, tools.rendered() if tools else None)
         span.set_attribute("janus.prompt_tokens", len(prompt))
     names = Names(max_tokens=body.max_tokens_name, prompt="messages", logprobs="top_logprobs")
-    jobs = _jobs(request, parts, body, [prompt], names, CHAT, None, tools)
+    entry = await _entry(request, parts, raw)
+    jobs = _jobs(request, parts, body, [prompt], names, CHAT, None, tools, entry)
     return await _respond(request, parts, body, jobs, ChatShape(parts.model))
 
 
 async def completions(request: Request, parts: Parts) -> Response:
     """``POST /v1/completions``."""
-    body = CompletionRequest.parse(await _body(request, parts.settings))
+    raw = await _body(request, parts.settings)
+    body = CompletionRequest.parse(raw)
     _check_model(body.model, parts.model)
     prompts = []
     with tracer().start_as_current_span("tokenize") as span:
@@ -78,7 +83,8 @@ async def completions(request: Request, parts: Parts) -> Response:
                 check_ids(prompt, field, parts.model.config.vocab_size)
                 prompts.append(prompt)
         span.set_attribute("janus.prompt_tokens", sum(map(len, prompts)))
-    jobs = _jobs(request, parts, body, prompts, Names(), COMPLETION, _COMPLETION_MAX_TOKENS)
+    entry = await _entry(request, parts, raw)
+    jobs = _jobs(request, parts, body, prompts, Names(), COMPLETION, _COMPLETION_MAX_TOKENS, None, entry)
     echoes: list[str] = []
     if body.echo:
         for prompt, ids in zip(body.prompt, prompts, strict=True):
@@ -98,6 +104,16 @@ async def _body(request: Request, settings: GatewaySettings) -> bytes:
             reason="REQUEST_TOO_SLOW",
             next_step="Send it at once.",
         ) from error
+
+
+async def _entry(request: Request, parts: Parts, raw: bytes) -> Entry | None:
+    """The request's place in the journal, when it has an ``Idempotency-Key``."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    body = canonical(request.scope["path"], parts.model.name, json.loads(raw))
+    caller = request.headers.get("authorization", "")
+    return await parts.journal.open(key, caller, body, field="Idempotency-Key")
 
 
 def _check_model(name: str, model: ServedModel) -> None:
@@ -120,6 +136,7 @@ def _jobs(
     operation: str,
     default_max_tokens: int | None,
     tools: ToolPlan | None = None,
+    entry: Entry | None = None,
 ) -> list[Job]:
     """One per choice: prompts times n, in the order of their index."""
     if not 1 <= body.choices * len(prompts) <= parts.settings.max_choices or body.choices < 1:
@@ -138,8 +155,11 @@ def _jobs(
     started = request.scope["janus.started"]
     jobs: list[Job] = []
     for place, prompt in enumerate(prompts):
+        seeded = ask
+        if entry is not None and ask.seed is None:
+            seeded = dataclasses.replace(ask, seed=entry.seed(place))
         sampling = resolve(
-            ask,
+            seeded,
             names,
             parts.model.defaults,
             prompt_tokens=len(prompt),
@@ -157,6 +177,8 @@ def _jobs(
             tools=tools,
             started=started,
             deadline=started + parts.settings.request_timeout_s,
+            entry=entry,
+            index=len(jobs),
         )
         jobs += [job.choice(index) for index in range(body.choices)]
     return jobs
@@ -241,7 +263,9 @@ async def _whole(
         found[index].append(piece)
     choices = [shape.choice(index, found[index], job) for index, job in enumerate(jobs)]
     spent = usage(jobs, [sum(len(piece.tokens) for piece in one) for one in found], prompts)
-    return JSONResponse({**_head(shape, shape.whole_object), "choices": choices, "usage": spent})
+    return JSONResponse(
+        {**_head(shape, shape.whole_object, jobs[0].entry), "choices": choices, "usage": spent}
+    )
 
 
 async def _events(
@@ -253,12 +277,20 @@ async def _events(
     body: ChatRequest | CompletionRequest,
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events. An error after the first token is the last event, in OpenAI's shape."""
-    head = _head(shape, shape.chunk_object)
+    entry = jobs[0].entry
+    head = _head(shape, shape.chunk_object, entry)
     more = {"usage": None} if body.include_usage else {}
     counts = [0] * len(jobs)
+    sent = [0] * len(jobs)
+    has = received(request.headers.get("last-event-id", ""), len(jobs)) if entry else list(sent)
 
     def event(choice: dict[str, Any]) -> bytes:
-        return _event({**head, "choices": [choice], **more})
+        """Nothing when the client says that it has it. With a key, its id says what the client has then."""
+        sent[choice["index"]] += 1
+        if sent[choice["index"]] <= has[choice["index"]]:
+            return b""
+        place = ",".join(str(max(s, h)) for s, h in zip(sent, has, strict=True)) if entry else ""
+        return _event({**head, "choices": [choice], **more}, place)
 
     try:
         for choice in shape.opening(len(jobs)):
@@ -274,7 +306,7 @@ async def _events(
                 break
         if body.include_usage:
             spent = usage(jobs, counts, len(_prompts(body)))
-            yield _event({**head, "choices": [], "usage": spent})
+            yield _event({**head, "choices": [], "usage": spent}, "")
         request.scope["janus.error"] = ""
         yield b"data: [DONE]\n\n"
     except Exception as error:  # noqa: BLE001 - the client must hear it; shown() logs bugs
@@ -283,14 +315,15 @@ async def _events(
         yield errors.event(shown)
 
 
-def _head(shape: Shape, kind: str) -> dict[str, Any]:
+def _head(shape: Shape, kind: str, entry: Entry | None) -> dict[str, Any]:
     return {
-        "id": f"{shape.id_prefix}-{secrets.token_hex(12)}",
+        "id": f"{shape.id_prefix}-{entry.id if entry else secrets.token_hex(12)}",
         "object": kind,
-        "created": int(time.time()),
+        "created": entry.created if entry else int(time.time()),
         "model": shape.model.name,
     }
 
 
-def _event(payload: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+def _event(payload: dict[str, Any], place: str) -> bytes:
+    text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
+    return (f"id: {place}\ndata: {text}\n\n" if place else f"data: {text}\n\n").encode()
