@@ -15,7 +15,7 @@ esac
 
 house=deploy/compose/wheelhouse
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
-projects=(libs/wire libs/runtime libs/transport libs/kernels libs/models libs/worker services/*/)
+projects=(libs/*/ services/*/)
 
 rm -rf "$house/janus" "$house/requirements"
 mkdir -p "$house/janus" "$house/dependencies"
