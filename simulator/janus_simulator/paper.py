@@ -66,11 +66,12 @@ class Calibration:
     per_token_of_all: float
 
     def coefficients(self, model: ModelShape) -> Coefficients:
-        """For any model on H100s: attention's time per token scales with the weights it goes through."""
+        """For any model on H100s: attention's time per token scales with the weights it goes through. The constant
+        counts for neither side: it is kernel starts and waiting for each other."""
         h100, measured = PROFILES["h100"], MODELS["deepseek-v2"]
         base, of = roofline(model, h100, h100), roofline(measured, h100, h100)
         return dataclasses.replace(
-            base, c_e=self.fixed, alpha=max(base.alpha, self.per_token * base.alpha / of.alpha),
+            base, comm_fixed=self.fixed, alpha=max(base.alpha, self.per_token * base.alpha / of.alpha),
             comm_token=self.per_token_of_all * model.hidden / measured.hidden,
         )  # fmt: skip
 

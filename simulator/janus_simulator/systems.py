@@ -4,7 +4,7 @@
 | --- | --- | --- | --- |
 | janus | optimal or aebs, by load | MoE side, two phases | any (n_a, n_e) |
 | sglang | tokens balanced over replicas, by load | with attention, all-to-all | whole model on 8, 16, 32, 64 devices |
-| megascale | random replica, round-robin | attention side, two phases | those whose attention and MoE times balance |
+| megascale | random replica, round-robin | attention side, one phase | for each n_e the n_a that balances best |
 | xdeepserve | EPLB: tokens balanced, by load | attention side, two phases | attention and MoE together in steps of 4 |
 
 They are models of what the paper says of these systems, on the same coefficients: their kernels, overlap of
@@ -14,6 +14,7 @@ micro-batches and other merits are not in them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,7 +40,6 @@ from janus_scaling.checks import choice
 from janus_scaling.solver import most_streams
 
 TIERS = (8, 16, 32, 64)
-BALANCE = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +50,14 @@ class System:
     policy: str
     strategy: str
     gating: str
+    phases: int = 2
     colocated: bool = False
     tiers: tuple[int, ...] = ()
     """Sizes of a monolithic system."""
     step: int = 1
     """Workers of both pools together come in multiples of it."""
-    balance: float = 0.0
-    """Attention and MoE times differ by this factor at most; 0: they may differ."""
+    balanced: bool = False
+    """Only the n_a whose attention time is nearest to MoE's, for each n_e."""
 
     def rule(self, candidate: Candidate) -> str:
         """Why the system would not have this candidate; ''."""
@@ -64,11 +65,6 @@ class System:
             return f"{candidate.workers} devices are no tier of {self.name}"
         if candidate.workers % self.step:
             return f"{candidate.workers} workers: {self.name} goes in steps of {self.step}"
-        if self.balance:
-            attention, moe = candidate.time.attention, candidate.time.moe
-            ratio = attention / moe if moe else float("inf")
-            if not 1 / self.balance <= ratio <= self.balance:
-                return f"attention takes {ratio:.2f} of MoE's time: not balanced within {self.balance:g}"
         return ""
 
 
@@ -82,7 +78,7 @@ SYSTEMS = {
             tiers=TIERS,
         ),
         System(
-            name="megascale", policy="random", strategy="round-robin", gating="attention", balance=BALANCE
+            name="megascale", policy="random", strategy="round-robin", gating="attention", phases=1, balanced=True,
         ),
         System(name="xdeepserve", policy="token-balanced", strategy="load-balanced", gating="attention", step=4),
     )
@@ -120,7 +116,7 @@ class Planner:
             model=model,
             coefficients=setting.coefficients or roofline(model, setting.attention, setting.moe),
             exchange=Exchange(
-                row_bytes=model.row_bytes, top_k=model.top_k, gating=system.gating,
+                row_bytes=model.row_bytes, top_k=model.top_k, gating=system.gating, phases=system.phases,
                 hardware=min(setting.attention, setting.moe, key=lambda hw: hw.network_bandwidth),
             ),
         )  # fmt: skip
@@ -144,8 +140,22 @@ class Planner:
         )  # fmt: skip
         return Problem(
             performance=self.performance, a_max=estimator, attention=setting.attention, moe=setting.moe,
-            slots=slots, target=setting.target, bounds=bounds, colocated=system.colocated, rule=system.rule,
+            slots=slots, target=setting.target, bounds=bounds, colocated=system.colocated, rule=self._rule,
         )  # fmt: skip
+
+    def _rule(self, candidate: Candidate) -> str:
+        """Why the system would not have the candidate; ''."""
+        if (reason := self.system.rule(candidate)) or not self.system.balanced:
+            return reason
+        c, n_a, moe = self.performance.coefficients, candidate.n_a, candidate.time.moe
+
+        def off(n: int) -> float:
+            # Context is left out: what it costs scales with n as the tokens do.
+            seconds = self.setting.model.layers * max(c.c_a, c.alpha * candidate.batch / n)
+            return abs(math.log(seconds / moe))
+
+        better = min((n for n in (n_a - 1, n_a, n_a + 1) if n), key=lambda n: (off(n), n))
+        return "" if better == n_a else f"{better} attention workers would balance attention and MoE better"
 
     def _tiers(self) -> list[Problem]:
         """A monolithic tier holds every expert once, evenly; what is left of its memory is cache."""

@@ -70,7 +70,9 @@ class Trace:
         count = int(bins[-1]) + 1
         out = np.bincount(bins, weights=self.output, minlength=count)
         prompt = np.bincount(bins, weights=self.prompt, minlength=count)
-        return out / bin_s, prompt / bin_s
+        # A trace shorter than a bin has its own length's rate.
+        length = bin_s if count > 1 else min(bin_s, self.duration_s)
+        return out / length, prompt / length
 
 
 def synthetic(

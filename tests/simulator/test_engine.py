@@ -116,8 +116,18 @@ def test_rules_of_the_systems() -> None:
         else:
             assert chosen.workers == chosen.n_a + chosen.n_e
         assert chosen.workers % system.step == 0
-        if system.balance:
-            assert 1 / system.balance <= chosen.time.attention / chosen.time.moe <= system.balance
+        if system.balanced:
+            made = planner(name, setting(80.0))
+            ratios = [
+                abs(
+                    math.log(
+                        made.performance.step(n, chosen.n_e, chosen.batch, 1, chosen.a_max).attention
+                        / chosen.time.moe
+                    )
+                )
+                for n in range(1, 8)
+            ]
+            assert chosen.n_a == 1 + int(np.argmin(ratios))
     janus, aebs = (planner(n, setting(80.0)) for n in ("janus", "janus-aebs"))
     for n_e in (7, 9, 12):
         a, b = (

@@ -53,6 +53,11 @@ def test_a_day_peaks_as_asked(peak: float) -> None:
     )
 
 
+def test_the_rate_of_a_trace_shorter_than_a_bin() -> None:
+    t = synthetic("steady", rate=5, duration_s=100)
+    assert t.rates(900)[0][0] == pytest.approx(t.output.sum() / t.arrival_s[-1])
+
+
 def test_a_window() -> None:
     t = synthetic("steady", rate=5, duration_s=100)
     w = t.window(20, 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from janus_placement import STRATEGIES, Budget, LayerRouting, Placement, Pool, p
 from janus_scaling.checks import ScalingError, choice, whole
 
 GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Batch sizes that are sampled; others lie between two of them, linear in log B."""
+"""Batch sizes that are sampled, powers of two; others lie between two of them, linear in log B."""
 
 
 class AMaxEstimator:
@@ -55,16 +56,20 @@ class AMaxEstimator:
         self.min_replicas = min_replicas
         self._batches = whole("batches", batches, 1, 1 << 16)
         self._grid = [size for size in GRID if size <= max(1, largest)]
-        self._log_grid = np.log2(self._grid)
         self._seed = seed
         self._tables: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
-        self._means: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
+        self._means: dict[int, list[float]] = {}
 
     def __call__(self, n_e: int, tokens: float) -> float:
         """Mean a_max over layers and batches."""
         if n_e not in self._means:
-            self._means[n_e] = self.table(n_e).mean(axis=0)
-        return float(np.interp(np.log2(max(1.0, tokens)), self._log_grid, self._means[n_e]))
+            self._means[n_e] = self.table(n_e).mean(axis=0).tolist()
+        # The solver asks a million times: the grid being powers of two, an interpolation without numpy.
+        means, x = self._means[n_e], math.log2(tokens) if tokens > 1 else 0.0
+        at = int(x)
+        if at >= len(means) - 1:
+            return means[-1]
+        return means[at] + (x - at) * (means[at + 1] - means[at])
 
     def table(self, n_e: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """float64 [layers, sizes of the grid]: mean a_max."""

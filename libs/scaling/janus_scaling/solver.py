@@ -133,22 +133,32 @@ class Plan:
 def little(
     tpot: Callable[[float], float], rate: float, most: float, *, tolerance: float = 1e-3
 ) -> float | None:
-    """B* = rate x TPOT(B*), by bisection on [1, most]; None where the rate cannot be sustained.
+    """B* = rate x TPOT(B*), bracketed on [1, most]; None where the rate cannot be sustained.
 
     Below one stream at a time the answer is 1. Where several B fit, one of them; TPOT is nearly concave in B, so
-    that in practice there is one.
+    that in practice there is one. Bisection, with a secant's guess (Illinois) where it is better: TPOT is nearly
+    linear in B, and the guess then takes a third of the evaluations.
     """
-    if rate * tpot(1.0) <= 1:
+    low, high = 1.0, float(most)
+    below, above = rate * tpot(low) - low, rate * tpot(high) - high
+    if below <= 0:
         return 1.0
-    if rate * tpot(most) > most:
+    if above > 0:
         return None
-    low, high = 1.0, most
+    side, guesses = 0, 0
     while high - low > tolerance * high:
-        middle = (low + high) / 2
-        if rate * tpot(middle) > middle:
-            low = middle
+        guesses += 1
+        guess = (low * above - high * below) / (above - below) if below > above else low
+        # Near an end a guess gets nowhere, and many guesses mean that it does not help: halve.
+        margin = 0.4 * tolerance * high
+        middle = min(max(guess, low + margin), high - margin) if guesses % 4 else (low + high) / 2
+        value = rate * tpot(middle) - middle
+        if value > 0:
+            low, below = middle, value
+            above, side = (above / 2, 1) if side == 1 else (above, 1)
         else:
-            high = middle
+            high, above = middle, value
+            below, side = (below / 2, -1) if side == -1 else (below, -1)
     return high
 
 
