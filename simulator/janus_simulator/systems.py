@@ -13,6 +13,7 @@ micro-batches and other merits are not in them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -176,6 +177,13 @@ class Planner:
                 f"devices that hold a part of {model.name} and its attention",
             )
         return found
+
+    def under(self, target: Target) -> Planner:
+        """The same, its a_max tables shared, under another objective."""
+        made = copy.copy(self)
+        made.setting = dataclasses.replace(self.setting, target=target)
+        made._problems = [dataclasses.replace(p, target=target, rule=made._rule) for p in self._problems]
+        return made
 
     @property
     def slots(self) -> int:

@@ -206,3 +206,12 @@ def test_a_table_and_a_picture(tmp_path: Path) -> None:
 def test_bad_scenarios_are_named(change: dict[str, Any], field: str) -> None:
     with pytest.raises(ScalingError, match=field):
         Scenario(**change)
+
+
+def test_another_objective_shares_the_tables() -> None:
+    made = planner("megascale", setting(60.0))
+    for ms in (30.0, 90.0):
+        target = Target(tpot_s=ms / 1e3)
+        again, fresh = made.under(target).plan(batch=64), planner("megascale", setting(ms)).plan(batch=64)
+        assert again == fresh
+    assert made.plan(batch=64) == planner("megascale", setting(60.0)).plan(batch=64)
