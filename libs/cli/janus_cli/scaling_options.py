@@ -69,7 +69,7 @@ def setting_options(command: F) -> F:
             help="Synthetic routing: how much topics favour experts of their own.",
         ),
         click.option(
-            "--idle", type=Number(0, 1), default=0.25, show_default=True,
+            "--idle", type=Number(0, 1), default=0.2, show_default=True,
             help="Synthetic routing: share of experts hardly ever chosen.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of routing and arrivals."),
