@@ -63,6 +63,19 @@ async def test_register_update_close(coordination: Coordination) -> None:
     assert await coordination.workers() == []
 
 
+async def test_closed_coordination_renews_nothing(settings: ServiceSettings, raw: Any) -> None:
+    """A renewal afterwards would open a connection that nobody closes."""
+    short = dataclasses.replace(settings, lease_ttl_s=0.3)
+    coordination = await Coordination.connect(short)
+    for i in range(3):
+        await coordination.register(lease(f"moe-{i}"))
+    await coordination.close()
+    assert not [t for t in asyncio.all_tasks() if t.get_name() == "janus-lease"]
+    await asyncio.sleep(0.5)
+    assert len(await raw.client_list()) == 1  # ours
+    assert not await raw.exists(Keys("janus").lease("moe:moe-0"))
+
+
 async def test_members_are_unique_even_when_redis_forgets(coordination: Coordination, raw: Any) -> None:
     before = [await coordination.allocate_member() for _ in range(3)]
     await raw.flushall()

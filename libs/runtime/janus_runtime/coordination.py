@@ -66,6 +66,7 @@ class Coordination:
         self._hub = EventHub(redis, self._keys.events)
         self._complained: dict[str, str] = {}
         self._epoch = -1
+        self._keepers: list[LeaseKeeper] = []
         self._poll_s = POLL_S
         self._parsed: dict[str, tuple[bytes, Lease | None]] = {}
 
@@ -87,7 +88,10 @@ class Coordination:
         return shown_url(self._redis.url)
 
     async def close(self) -> None:
-        """Stop listening and close the connections; leases are their keepers' business."""
+        """Stop listening and close the connections. Leases that their keepers did not close expire by themselves:
+        nobody renews them, which would open connections anew."""
+        for keeper in self._keepers:
+            await keeper.stop()
         await self._hub.close()
         await self._redis.close()
 
@@ -106,6 +110,7 @@ class Coordination:
             lease = dataclasses.replace(lease, member=await self.allocate_member())
         keeper = LeaseKeeper(self._redis, self._keys, lease, self._ttl_s, self._heard)
         await keeper.start()
+        self._keepers.append(keeper)
         self._poll_s = LEASED_POLL_S
         return keeper
 

@@ -115,12 +115,17 @@ class LeaseKeeper:
         await self.superseded.wait()
         raise self._superseded_error()
 
+    async def stop(self) -> None:
+        """Stop renewing; the lease expires by itself."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
     async def close(self) -> None:
         """Stop renewing and delete the lease; when Redis is away, it expires by itself."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self.stop()
         lease = self._lease
         entry = f"{lease.role}:{lease.worker_id}"
         keys = [self._keys.lease(entry), self._keys.workers, self._keys.events]
