@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from janus_scaling import Controller, Demand
+from janus_scaling import Controller, Demand, SeasonalForecast
 from janus_scaling.checks import choice, number
 
 from janus_simulator.systems import Planner
 from janus_simulator.traces import Trace
 
 Float = np.ndarray[Any, np.dtype[np.float64]]
-SIGHTS = ("observed", "oracle")
+SIGHTS = ("observed", "forecast", "oracle")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,10 @@ class Scenario:
     start_s: float = 0.0
     """From the decision until added workers serve."""
     sight: str = "oracle"
-    """``observed``: plans for the rate since the last decision and what waits. ``oracle``: for the rate until the
-    next one, as a perfect forecast would."""
+    """``observed``: plans for the rate since the last decision and what waits. ``forecast``: for that or what earlier
+    seasons say of the time until the next one, the larger. ``oracle``: for what will come until then."""
+    season_s: float = 86_400.0
+    """Of ``forecast``."""
     headroom: float = 1.0
     """Plans are made for this many times the rate."""
     hold_s: float = 0.0
@@ -46,6 +48,7 @@ class Scenario:
         number("start_s", self.start_s, 0, 86_400)
         number("headroom", self.headroom, 0.1, 100)
         number("hold_s", self.hold_s, 0, 86_400)
+        number("season_s", self.season_s, self.decide_s, 1e9)
         number("overtime_s", self.overtime_s, 0, 86_400)
         choice("sight", self.sight, SIGHTS)
 
@@ -169,6 +172,9 @@ def simulate(
     last_arrived = 0
     seconds: Callable[[float, float, float], float] = lambda batch, prompts, context: 0.0  # noqa: E731
     known: dict[tuple[int, int, int], float] = {}
+    forecast = SeasonalForecast(
+        season_s=scenario.season_s, phases=max(1, round(scenario.season_s / scenario.decide_s))
+    )
 
     def resize() -> None:
         nonlocal seconds, cap, budget
@@ -185,6 +191,12 @@ def simulate(
             arrived += 1
         if now >= next_decision:
             rate, prompts = _rate(scenario, rates, now, output, prompt, last_arrived, arrived)
+            if scenario.sight == "forecast" and now > 0:
+                # Rates are of the middle of an interval: the last one's, and the one's to come.
+                middle = now - scenario.decide_s / 2
+                forecast = forecast.observe(middle, rate)
+                expected = max(rate, forecast.predict(middle, scenario.decide_s))
+                rate, prompts = expected, prompts * expected / rate if rate else 0.0
             last_arrived = arrived
             demand = Demand(
                 tokens_per_s=rate, prompt_tokens_per_s=prompts, context=mean_context, prompt_length=mean_prompt,

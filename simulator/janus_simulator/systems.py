@@ -38,7 +38,7 @@ from janus_scaling import (
     solve,
 )
 from janus_scaling.checks import choice
-from janus_scaling.solver import most_streams
+from janus_scaling.solver import most_streams, ranked
 
 TIERS = (8, 16, 32, 64)
 
@@ -194,8 +194,7 @@ class Planner:
         """As janus_scaling.solve, over all tiers."""
         plans = [solve(problem, demand, batch=batch) for problem in self._problems]
         candidates = [c for plan in plans for c in plan.candidates]
-        candidates.sort(key=lambda c: (not c.feasible, *(c.order if c.feasible else (c.workers, c.n_a))))
-        return Plan(candidates[0] if candidates[0].feasible else None, tuple(candidates))
+        return ranked(candidates, demand.tokens_per_s if demand is not None and batch is None else math.inf)
 
     def largest(self) -> Candidate:
         """What runs when nothing meets the target: most tokens per second of all that the system may have."""

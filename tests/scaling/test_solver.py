@@ -185,3 +185,14 @@ def test_bad_input_is_named(make: object, field: str) -> None:
 
 def test_a_max_of_the_cases_falls_with_instances() -> None:
     assert a_max(6, 64) > a_max(12, 64)
+
+
+def test_the_nearest_come_first_when_none_is_feasible() -> None:
+    plan = solve(problem(1.0), batch=256)
+    assert plan.chosen is None
+    times = [c.tpot_s for c in plan.candidates]
+    assert times == sorted(times)
+    plan = solve(problem(50), Demand(tokens_per_s=1e7))
+    assert plan.chosen is None
+    rates = [c.batch / c.tpot_s for c in plan.candidates]
+    assert rates == sorted(rates, reverse=True) and "cannot sustain" in plan.candidates[0].reason

@@ -215,3 +215,20 @@ def test_another_objective_shares_the_tables() -> None:
         again, fresh = made.under(target).plan(batch=64), planner("megascale", setting(ms)).plan(batch=64)
         assert again == fresh
     assert made.plan(batch=64) == planner("megascale", setting(60.0)).plan(batch=64)
+
+
+def test_a_forecast_knows_the_ramp_of_the_day_before() -> None:
+    """Two equal days: the second ramp is planned for before it comes."""
+    one = synthetic("diurnal", rate=1.0, duration_s=2000, peak=5, burstiness=1.0, seed=2)
+    both = Trace(
+        np.concatenate([one.arrival_s, one.arrival_s + 2000]),
+        *(np.tile(x, 2) for x in (one.prompt, one.output)),
+    )
+    common = setting(32.0, bounds=Bounds(max_attention=6, max_moe=16))
+    gpus = {}
+    for sight in ("observed", "forecast", "oracle"):
+        out = simulate(both, planner("janus", common), Scenario(decide_s=100, sight=sight, season_s=2000))
+        gpus[sight] = {round(m.at_s / 100): m.workers for m in out.moments}
+    first, second = (max(range(d, d + 20), key=lambda i: gpus["oracle"].get(i, 0)) for d in (0, 20))
+    assert gpus["forecast"][first] == gpus["observed"][first] < gpus["oracle"][first]
+    assert gpus["observed"][second] < gpus["forecast"][second] >= gpus["oracle"][second] - 1

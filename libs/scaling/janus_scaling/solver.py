@@ -173,8 +173,20 @@ def solve(problem: Problem, demand: Demand | None = None, *, batch: float | None
     if batch is not None:
         number("batch", batch, 1, 1 << 20)
     found = [evaluate(problem, n_a, n_e, demand, batch=batch) for n_a, n_e in sizes(problem)]
-    found.sort(key=lambda c: (not c.feasible, *(c.order if c.feasible else (c.workers, c.n_a))))
-    return Plan(found[0] if found and found[0].feasible else None, tuple(found))
+    return ranked(found, demand.tokens_per_s if demand is not None and batch is None else float("inf"))
+
+
+def ranked(candidates: Iterable[Candidate], rate: float) -> Plan:
+    """A plan from candidates: the feasible in order, then the others, those nearest to sustaining ``rate`` first."""
+
+    def key(c: Candidate) -> tuple[float, ...]:
+        if c.feasible:
+            return (0.0, *c.order)
+        sustained = min(rate, c.batch / c.tpot_s) if c.tpot_s else 0.0
+        return 1.0, -sustained, c.tpot_s, c.workers, c.n_a
+
+    found = tuple(sorted(candidates, key=key))
+    return Plan(found[0] if found and found[0].feasible else None, found)
 
 
 def sizes(problem: Problem) -> Iterable[tuple[int, int]]:

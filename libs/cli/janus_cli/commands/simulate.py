@@ -10,6 +10,7 @@ import click
 from janus_scaling import ScalingError
 from janus_simulator import (
     SHAPES,
+    SIGHTS,
     SYSTEMS,
     Scenario,
     Trace,
@@ -90,10 +91,10 @@ from janus_cli.scaling_options import setting, setting_options
 )
 @click.option(
     "--sight",
-    type=click.Choice(["observed", "oracle"]),
+    type=click.Choice(SIGHTS),
     default="observed",
     show_default=True,
-    help="Plan for the rate since the last decision, or for the one to come.",
+    help="Plan for the rate since the last decision, also for what earlier days say, or for what will come.",
 )
 @setting_options
 @click.option(
