@@ -93,8 +93,16 @@ def test_minima_hold_the_first_cohort_back_and_say_what_is_missing() -> None:
 
 def test_minima_count_again_when_nobody_of_the_old_cohort_is_left() -> None:
     record = formed(decide([A0, M0, M1], None, RULES))
+    again = [dataclasses.replace(w, member=w.member + 100, slots=8) for w in (A0, M0, M1)]
+    decision = decide(again[:2], record, Rules(min_experts=2))
+    assert isinstance(decision, Wait) and "MoE workers: 1 of 2 ready" in decision.reason
+    assert isinstance(decide(again, record, Rules(min_experts=2)), Form)
+
+
+def test_a_mesh_that_was_scaled_down_is_whole_with_what_it_had() -> None:
+    record = formed(decide([A0, M0, M1], None, RULES))
     again = [dataclasses.replace(w, member=w.member + 100) for w in (A0, M0, M1)]
-    assert isinstance(decide(again, record, Rules(min_experts=3)), Wait)
+    assert isinstance(decide(again, record, Rules(min_experts=3)), Form)
 
 
 def test_too_few_slots_wait_for_more_moe_workers() -> None:

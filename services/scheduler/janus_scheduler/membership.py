@@ -204,9 +204,7 @@ def _missing(
     first = previous is None or not here & {(m.worker_id, m.member) for m in _members(previous)}
     need_attention = rules.min_attention if first else 1
     need_moe = rules.min_experts if first else 1
-    if (
-        previous is not None
-    ):  # a mesh that was scaled down, and lost all of its workers, is whole with what it had
+    if previous is not None:  # scaled down, and all its workers lost: whole with what it had
         need_attention = min(need_attention, len(previous.attention))
         need_moe = min(need_moe, len(previous.moe))
     needs = []
