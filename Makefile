@@ -75,6 +75,10 @@ test: install ## run the tests
 test-slow: install ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST)
 
+.PHONY: chaos
+chaos: install ## kill, freeze, restart and scale a mesh under load (CHAOS_SECONDS=60 CHAOS_SEED=1); no token may change
+	@$(BIN)/python -m pytest -s tests/chaos/test_chaos.py $(PYTEST)
+
 .PHONY: test-gpu
 test-gpu: install ## run the kernels' tests on this machine's GPU (docs/gpu.md); without one they are skipped
 	@$(BIN)/python -m pytest -m gpu tests/kernels $(PYTEST)

@@ -1,0 +1,175 @@
+"""Streams under load while processes of every role are killed, frozen and restarted, and the mesh is scaled.
+
+``make chaos``. ``CHAOS_SECONDS``, ``CHAOS_SEED``, ``CHAOS_STREAMS`` change it; what it did and measured is printed
+and kept in ``reports/chaos.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from janus_runtime.errors import JanusError
+from janus_testing import LocalMesh
+from janus_testing.load import Load, make_requests
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+STREAMS = int(os.environ.get("CHAOS_STREAMS", "50"))
+SETTLE_S = 300.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 900)]
+
+
+class Chaos:
+    """One seeded sequence of faults."""
+
+    def __init__(self, mesh: LocalMesh, seed: int, *, gateway: bool) -> None:
+        self.mesh = mesh
+        self.rng = random.Random(seed)
+        self.roles = [
+            "attention",
+            "moe",
+            "scheduler",
+            "autoscaler",
+            "redis",
+            *(["gateway"] if gateway else []),
+        ]
+        self.log: list[tuple[float, str]] = []
+        self.scaling: threading.Thread | None = None
+
+    def run(self, seconds: float) -> None:
+        """A fault each 1 to 3 s."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            act = self.rng.choices((self.kill, self.freeze, self.restart, self.scale), (4, 2, 2, 2))[0]
+            act()
+            time.sleep(self.rng.uniform(1.0, 3.0))
+        if self.scaling is not None:
+            self.scaling.join(SETTLE_S)
+
+    def faults(self) -> list[float]:
+        """When a process was killed."""
+        return [at for at, what in self.log if what.startswith("kill")]
+
+    def kill(self) -> None:
+        self._signal("kill", lambda process: process.kill())
+
+    def restart(self) -> None:
+        self._signal("restart", lambda process: process.terminate())
+
+    def freeze(self) -> None:
+        pause = self.rng.uniform(0.2, 4.0)
+
+        def act(process: psutil.Process) -> None:
+            family = [process, *process.children(recursive=True)]
+            for each in family:
+                each.send_signal(signal.SIGSTOP)
+            threading.Timer(pause, lambda: [_continue(each) for each in family]).start()
+
+        self._signal(f"freeze {pause:.1f} s", act)
+
+    def scale(self) -> None:
+        """Beside the faults; one change at a time."""
+        if self.scaling is not None and self.scaling.is_alive():
+            return
+        attention, experts = self.rng.randint(1, 3), self.rng.randint(2, 4)
+        self.log.append((time.monotonic(), f"scale {attention} x {experts}"))
+
+        def change() -> None:
+            try:
+                self.mesh.scale(attention=attention, experts=experts, timeout_s=SETTLE_S)
+            except JanusError as error:
+                self.log.append((time.monotonic(), f"scale: {error}"))
+
+        self.scaling = threading.Thread(target=change)
+        self.scaling.start()
+
+    def _signal(self, what: str, act: Callable[[psutil.Process], object]) -> None:
+        role = self.rng.choice(self.roles)
+        if role == "redis":
+            if what.startswith("freeze"):
+                return
+            family = psutil.Process(self.mesh.supervisor_pid).children()
+            found = [("redis", p) for p in family if "redis" in p.name()]
+        else:
+            found = [
+                (s.worker_id, psutil.Process(s.pid))
+                for s in self.mesh.services
+                if s.role == role and psutil.pid_exists(s.pid)
+            ]
+        if not found:
+            return
+        name, process = self.rng.choice(found)
+        try:
+            act(process)
+        except psutil.Error:
+            return
+        self.log.append((time.monotonic(), f"{what} {name}"))
+
+
+def _continue(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.Error):
+        process.send_signal(signal.SIGCONT)
+
+
+def leaked_keys(mesh: LocalMesh) -> list[str]:
+    """Keys of workers that are gone; journals expire by themselves."""
+    client = redis.Redis.from_url(mesh.redis_url)
+    names = {s.worker_id for s in mesh.services}
+    leases = [k.decode() for k in client.scan_iter("*lease:*")]
+    everlasting = [
+        k.decode() for k in client.scan_iter("*") if client.ttl(k) == -1 and b"layout:" not in k and b"{" in k
+    ]
+    fixed = ("member", "workers", "leader:token", "epoch", "cohort", "layouts", "objective")
+    client.close()
+    return [k for k in leases if k.rpartition(":")[2] not in names] + [
+        k for k in everlasting if k.partition("}:")[2] not in fixed
+    ]
+
+
+@pytest.mark.parametrize("gateway", [False, True], ids=["workers", "gateway-too"])
+def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
+    with LocalMesh(
+        tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=8192,
+        env={"JANUS_GATEWAY_RETRY_S": "240"},
+    ) as mesh:  # fmt: skip
+        load = Load(
+            mesh.grpc, make_requests(STREAMS, seed=SEED), at_once=STREAMS, resume=gateway, timeout_s=SETTLE_S
+        )
+        load.reference()
+        chaos = Chaos(mesh, SEED, gateway=gateway)
+        with load:
+            load.wait_tokens(100)
+            chaos.run(SECONDS)
+        problems = list(load.problems())
+        recovery = load.recovery(chaos.faults())
+        report = {
+            "seconds": SECONDS, "seed": SEED, "gateway": gateway, "streams": len(load.streams),
+            "tokens": load.tokens(), "faults": [what for _, what in chaos.log], "problems": problems,
+            "kill_to_next_token": dataclasses.asdict(recovery), "cores": os.cpu_count(),
+        }  # fmt: skip
+        Path("reports").mkdir(exist_ok=True)
+        Path(f"reports/chaos{'-gateway' if gateway else ''}.json").write_text(json.dumps(report, indent=1))
+        print(json.dumps(report))
+        assert not problems, "\n".join(
+            [*problems[:10], *(f"{at:.1f} {what}" for at, what in chaos.log), *mesh.said]
+        )
+        deadline = time.monotonic() + 60
+        while (leaked := leaked_keys(mesh)) and time.monotonic() < deadline:
+            time.sleep(1)
+        assert not leaked
+        family = psutil.Process(mesh.supervisor_pid).children(recursive=True)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
