@@ -24,6 +24,7 @@ def test_no_token_is_lost_or_made_twice_and_every_stream_ends(monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(10_000, 13_000):
         simulate(seed, monkeypatch)

@@ -1,7 +1,7 @@
 """A service that does nothing but what the supervisor looks at: lease, cohort, health, log lines, an engine.
 
 ``python fake_service.py <role>-<index> <behaviour>``. Behaviours: ``""``, ``dies`` (30 lines, then exit 3), ``stuck``
-(waits for a checkpoint for ever), ``deaf`` (ignores SIGTERM).
+(waits for a checkpoint for ever), ``deaf`` (ignores SIGTERM), ``long lease`` (of five minutes).
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ async def serve(worker_id: str, behaviour: str, attention: int, moe: int) -> Non
         for number in range(30):
             print(f"line {number} of {worker_id}", file=sys.stderr, flush=True)
         sys.exit(3)
-    settings = ServiceSettings(redis_url=os.environ["JANUS_REDIS_URL"], worker_id=worker_id, lease_ttl_s=1.0)
+    settings = ServiceSettings(
+        redis_url=os.environ["JANUS_REDIS_URL"],
+        worker_id=worker_id,
+        lease_ttl_s=300.0 if behaviour == "long lease" else 1.0,
+    )
     coordination = await Coordination.connect(settings, startup)
     if role in (Role.ATTENTION, Role.MOE):  # an engine, which must not outlive its worker
         engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 
 SCRIPT = Path(__file__).with_name("fake_mesh.py")
 WAIT_S = 20.0
@@ -170,6 +171,17 @@ def test_a_dead_worker_is_started_again_without_its_engine(start: Callable[..., 
     assert_nothing_left(mesh, family)
 
 
+def test_a_dead_workers_lease_goes_at_once(start: Callable[..., Mesh]) -> None:
+    """Long before it expires, so that the others form a cohort without it."""
+    mesh = start(experts=2, behaviours={"moe-1": "long lease"})
+    url = mesh.ready()["redis"]
+    client = redis.Redis.from_url(url)
+    assert client.pttl("{janus}:lease:moe:moe-1") > 100_000
+    os.kill(mesh.pid("moe-1"), signal.SIGKILL)
+    wait_until(lambda: not client.exists("{janus}:lease:moe:moe-1"))
+    client.close()
+
+
 def test_without_restart_a_dead_worker_ends_the_mesh(start: Callable[..., Mesh]) -> None:
     mesh = start(restart=False)
     mesh.ready()
@@ -184,9 +196,9 @@ def test_without_restart_a_dead_worker_ends_the_mesh(start: Callable[..., Mesh])
 def test_redis_comes_back_and_the_leases_with_it(start: Callable[..., Mesh]) -> None:
     mesh = start()
     mesh.ready()
-    redis = next(p for p in mesh.family() if "redis" in p.name())
-    redis.kill()
-    wait_until(lambda: any("redis" in p.name() and p.pid != redis.pid for p in mesh.family()))
+    server = next(p for p in mesh.family() if "redis" in p.name())
+    server.kill()
+    wait_until(lambda: any("redis" in p.name() and p.pid != server.pid for p in mesh.family()))
     old = mesh.pid("moe-0")
     os.kill(old, signal.SIGKILL)
     wait_until(lambda: mesh.pid("moe-0") != old)  # says that the new one's lease is in the new Redis

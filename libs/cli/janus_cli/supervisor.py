@@ -37,6 +37,7 @@ _LOOK_EVERY_S = 0.2
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_S = 60.0
 _SOCKET_PATH_MAX = 90
+_BURY_S = 1.0
 
 ServiceList = Callable[[MeshSpec, str, Path], list[ServiceSpec]]
 
@@ -241,6 +242,7 @@ class Supervisor:
             child = self._children[name]
             await child.wait()
             child.kill_group()
+            await self._bury(name, child.pid)
             if name in self._leaving:
                 return
             ending = f"{name} {child.ending()}"
@@ -258,6 +260,16 @@ class Supervisor:
                 return
             self._spawn(self._specs[name])
             await self._settle(name)
+
+    async def _bury(self, name: str, pid: int) -> None:
+        """A dead child's lease goes now: the cohort that forms without it need not wait for it to expire."""
+        assert self._coordination is not None
+        with contextlib.suppress(JanusError, TimeoutError):
+            async with asyncio.timeout(_BURY_S):
+                await self.look()
+                lease = self.view.get(name)
+                if lease is not None and lease.pid == pid:
+                    await self._coordination.bury(lease)
 
     async def _settle(self, name: str) -> None:
         """Wait for the restarted service's lease, then say so and bring mesh.json up to date."""

@@ -114,6 +114,17 @@ class Coordination:
         self._poll_s = LEASED_POLL_S
         return keeper
 
+    async def bury(self, lease: Lease) -> None:
+        """Delete the lease of a worker that is known to be dead, so that nobody waits for it to expire.
+
+        Only this incarnation's: a later one's stays.
+        """
+        entry = f"{lease.role}:{lease.worker_id}"
+        keys = [self._keys.lease(entry), self._keys.workers, self._keys.events]
+        await self._redis.script(
+            "delete lease", _scripts.DELETE_LEASE, keys, [lease.member, entry, f"lease {entry} gone"]
+        )
+
     def _heard(self, epoch: int) -> None:
         # An event can be lost with its connection; the next renewal of the lease then tells of the new cohort.
         if epoch != self._epoch:
