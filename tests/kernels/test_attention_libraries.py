@@ -149,12 +149,12 @@ def test_the_choice(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ]:  # fmt: skip
         present.clear()
         present.update(there)
-        monkeypatch.setenv("JANUS_ATTENTION", asked)
+        monkeypatch.setenv("JANUS_ATTENTION_LIBRARY", asked)
         libraries.library.cache_clear()
         assert libraries.library() == expected
     present.clear()
     for asked, match in [("flashinfer", "not installed"), ("xformers", "allowed: auto")]:
-        monkeypatch.setenv("JANUS_ATTENTION", asked)
+        monkeypatch.setenv("JANUS_ATTENTION_LIBRARY", asked)
         libraries.library.cache_clear()
         with pytest.raises(RuntimeError, match=match):
             libraries.library()

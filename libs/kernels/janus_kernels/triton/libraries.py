@@ -1,4 +1,4 @@
-"""Paged attention on CUDA by FlashInfer or flash-attn where one is installed, else by our kernels.
+"""Paged attention on CUDA by FlashInfer or flash-attn where one is asked for, else by our kernels.
 
 **Neither library's path has ever run**: their calls follow the signatures of flashinfer-python 0.7 and flash-attn
 2.8, and tests run them against stand-ins of that shape. What differs from our kernels:
@@ -7,8 +7,8 @@
 - that a query's bits are the same in any batch is asked of them (no split over keys) but unproven; ours promise it;
 - FlashInfer plans on the host: one sync per step, and no CUDA graph. flash-attn's call is capturable.
 
-``JANUS_ATTENTION=triton`` keeps to our kernels; ``flashinfer`` and ``flash-attn`` ask for one library, and fail where
-it is absent; ``auto`` (default) takes what is there. The choice depends on static facts of the call alone.
+``JANUS_ATTENTION_LIBRARY=triton`` (default: the promise of bit-equal tokens holds) keeps to our kernels; ``flashinfer``
+and ``flash-attn`` ask for one library, and fail where it is absent; ``auto`` takes what is there. The choice depends on static facts of the call alone.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _MODULES = {"flashinfer": "flashinfer", "flash-attn": "flash_attn"}
 @functools.cache
 def library() -> str:
     """``flashinfer``, ``flash-attn`` or ``triton``. Raises RuntimeError when what was asked for is absent."""
-    asked = os.environ.get("JANUS_ATTENTION", "auto").lower()
+    asked = os.environ.get("JANUS_ATTENTION_LIBRARY", "triton").lower()
     if asked not in ("auto", "triton", *_MODULES):
         raise RuntimeError(
-            f"JANUS_ATTENTION={asked!r}; allowed: auto, triton, flashinfer, flash-attn (see docs/gpu.md)"
+            f"JANUS_ATTENTION_LIBRARY={asked!r}; allowed: auto, triton, flashinfer, flash-attn (see docs/gpu.md)"
         )
     there = [name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None]
     if asked in _MODULES and asked not in there:
-        raise RuntimeError(f"JANUS_ATTENTION={asked}, but {_MODULES[asked]} is not installed")
+        raise RuntimeError(f"JANUS_ATTENTION_LIBRARY={asked}, but {_MODULES[asked]} is not installed")
     chosen = asked if asked != "auto" else next(iter(there), "triton")
     if chosen != "triton":
         log.warning(
-            "attention by %s: half precision, and not proven independent of the batch; JANUS_ATTENTION=triton is",
+            "attention by %s: half precision, and not proven independent of the batch; JANUS_ATTENTION_LIBRARY=triton is",
             chosen,
         )
     return chosen
