@@ -7,6 +7,7 @@ answer; then as many at once as asked for, over and over, while a test kills, pa
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -21,6 +22,7 @@ from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 _OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
 _RETRY_PAUSE_S = 0.2
+PAUSE_WINDOW_S = 10.0
 
 
 @dataclass(slots=True)
@@ -45,6 +47,10 @@ class Recovery:
     median_s: float
     p99_s: float
     worst_s: float
+    pause_median_s: float = 0.0
+    """Longest pause between two tokens of a stream within PAUSE_WINDOW_S of the fault: what was on its way when
+    it happened still arrives, and hides it from the time to the next token."""
+    pause_worst_s: float = 0.0
 
 
 def make_requests(count: int, seed: int, *, vocab_size: int = 512, tokens: tuple[int, int] = (60, 200)) -> list[
@@ -146,18 +152,21 @@ class Load:
 
     def recovery(self, faults: Sequence[float]) -> Recovery:
         """How long after each fault (monotonic times) the streams under way had their next token."""
-        waits = []
+        waits, pauses = [], []
         for at in faults:
             for stream in self.streams:
                 if not stream.times or stream.times[0] > at or stream.times[-1] <= at:
                     continue
                 waits.append(next(t for t in stream.times if t > at) - at)
+                pairs = itertools.pairwise(stream.times)
+                pauses.append(max(b - a for a, b in pairs if b > at and a < at + PAUSE_WINDOW_S))
         waits.sort()
+        pauses.sort()
         if not waits:
             return Recovery(count=0, median_s=0.0, p99_s=0.0, worst_s=0.0)
         return Recovery(
             count=len(waits), median_s=waits[len(waits) // 2], p99_s=waits[int(0.99 * (len(waits) - 1))],
-            worst_s=waits[-1],
+            worst_s=waits[-1], pause_median_s=pauses[len(pauses) // 2], pause_worst_s=pauses[-1],
         )  # fmt: skip
 
     # -- streams --------------------------------------------------------------------------------------
