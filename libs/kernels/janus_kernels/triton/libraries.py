@@ -8,7 +8,8 @@
 - FlashInfer plans on the host: one sync per step, and no CUDA graph. flash-attn's call is capturable.
 
 ``JANUS_ATTENTION_LIBRARY=triton`` (default: the promise of bit-equal tokens holds) keeps to our kernels; ``flashinfer``
-and ``flash-attn`` ask for one library, and fail where it is absent; ``auto`` takes what is there. The choice depends on static facts of the call alone.
+and ``flash-attn`` ask for one library, and fail where it is absent; ``auto`` takes what is there. The choice depends
+on static facts of the call alone.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def library() -> str:
     chosen = asked if asked != "auto" else next(iter(there), "triton")
     if chosen != "triton":
         log.warning(
-            "attention by %s: half precision, and not proven independent of the batch; JANUS_ATTENTION_LIBRARY=triton is",
+            "attention by %s: half precision, not proven independent of the batch (JANUS_ATTENTION_LIBRARY=triton is)",
             chosen,
         )
     return chosen
