@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -59,9 +60,8 @@ class ExpertLoader:
 
     def take(self) -> list[LoadJob]:
         """Jobs that are done, oldest first."""
-        if not self._done:
-            return []
-        os.eventfd_read(self._event)
+        with contextlib.suppress(BlockingIOError):  # first, so that a word that comes late is heard next time
+            os.eventfd_read(self._event)
         return [self._done.popleft() for _ in range(len(self._done))]
 
     def close(self) -> None:
@@ -69,6 +69,8 @@ class ExpertLoader:
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join(10.0)
+            if self._thread.is_alive():
+                return  # it has yet to write there: the number must not be another file's by then
         os.close(self._event)
 
     def _run(self) -> None:
