@@ -171,6 +171,23 @@ async def test_a_new_epoch_in_between_ends_the_attempt(
         assert all(worker.loaded == worker.unloaded for worker in m.workers)
 
 
+async def test_a_scheduler_that_lost_its_office_lets_go_of_what_was_loaded(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        await m.report(HOT)
+        before = m.publisher.layout
+        token = m.publisher._token
+        assert token is not None
+        await coordination.resign_leader("scheduler-0", token)
+        assert await coordination.acquire_leader("scheduler-1", 30.0)
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert not outcome.changed and "another scheduler is in office" in outcome.reason
+        assert m.publisher.layout == before
+        assert all(worker.loaded == worker.unloaded for worker in m.workers)
+        assert any(worker.loaded for worker in m.workers)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 1e-12])
 async def test_what_saves_no_time_is_not_moved(
     coordination: Coordination, settings: ServiceSettings, ready: Ready, seconds: float

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -68,7 +68,7 @@ class _Known:
     position: str = "0"
     news: bool = False
     load_s: float = _FIRST_LOAD_S
-    complained: set[str] = field(default_factory=set)
+    complained: str = ""
 
 
 class Rebalancer:
@@ -158,8 +158,11 @@ class Rebalancer:
         failure = await self._load(proposal, moe)
         moved = None
         if not failure:
-            moved = await self._publisher.relayout(cohort.epoch, proposal.placement)
-            failure = "" if moved else f"epoch {cohort.epoch} is not in force any more"
+            try:
+                moved = await self._publisher.relayout(cohort.epoch, proposal.placement)
+                failure = "" if moved else f"epoch {cohort.epoch} is not in force any more"
+            except JanusError as error:  # Redis is away, or another scheduler is in office
+                failure = str(error)
         if moved is None:
             await self._let_go(proposal, moe)
             return Outcome(
@@ -195,8 +198,8 @@ class Rebalancer:
                     known.window.add(report)
                     known.news = True
                 except ReportError as error:
-                    if str(error) not in known.complained:
-                        known.complained.add(str(error))
+                    if str(error) != known.complained:  # once per cause, not once per report
+                        known.complained = str(error)
                         log.error("the routing stream holds what Janus did not write, ignored: %s", error)
 
     async def _leases(self, cohort: CohortRecord) -> list[Lease] | None:
