@@ -57,7 +57,8 @@ def test_reports_there_and_back() -> None:
     ("change", "message"),
     [
         ({b"head": b"1 2 3"}, "no routing report"), ({b"head": b"1 2 3 x 4"}, "no routing report"),
-        ({b"head": b"-1 2 3 16 2"}, "out of range"), ({b"head": b"1 2 3 16 99"}, "out of range"),
+        ({b"head": b"-1 2 3 16 2"}, "out of range"), ({b"head": b"4096 2 3 16 2"}, "out of range"),
+        ({b"head": b"1 2 3 16 99"}, "out of range"),
         ({b"head": b"1 2 3 17 2"}, "head says 17"), ({b"counts": b"abc"}, "no routing report"),
         ({b"counts": b""}, "counts of 0 experts"), ({b"samples": b"\0\0"}, "rows of 2"),
         ({b"samples": b"\xff\xff\0\0"}, "expert 65535; allowed: 0..15"), ({b"samples": bytes(4 * 4097)}, "at most"),

@@ -15,6 +15,7 @@ import numpy as np
 from janus_placement.routing import LayerRouting
 
 MAX_REPORT_ROWS = 4096
+MAX_LAYERS = 4096
 
 
 class ReportError(ValueError):
@@ -53,7 +54,12 @@ class Report:
             samples = np.frombuffer(fields[b"samples"], "<u2").astype(np.int32)
         except (KeyError, ValueError) as error:
             raise ReportError(f"no routing report: {error}") from error
-        if min(layer, tokens, batches) < 0 or not 1 <= experts <= 1024 or not 1 <= topk <= 32:
+        if (
+            min(layer, tokens, batches) < 0
+            or layer >= MAX_LAYERS
+            or not 1 <= experts <= 1024
+            or not 1 <= topk <= 32
+        ):
             raise ReportError(f"head = {fields[b'head']!r}: out of range")
         if len(counts) != experts:
             raise ReportError(f"counts of {len(counts)} experts; head says {experts}")
