@@ -34,6 +34,8 @@ from janus_cli.rundir import RunDir
 _PATH_MAX = 100
 """A unix socket's path is limited to about this many bytes."""
 _LINE_MAX = 64 * 1024
+_ASK_S = 10.0
+"""Whoever connects has asked by then."""
 _STARTING_S = 5.0
 """A mesh that has just said that it is ready listens by then."""
 _ERRORS: Mapping[str, type[JanusError]] = {
@@ -93,9 +95,13 @@ class ControlServer:
 
     async def _answer(self, reader: asyncio.StreamReader, say: Say) -> dict[str, Any]:
         try:
-            request = json.loads(await reader.readline())
+            async with asyncio.timeout(_ASK_S):
+                line = await reader.readline()
+            request = json.loads(line)
             if not isinstance(request, dict):
                 raise ValueError("not an object")
+        except TimeoutError:
+            return _shown(DeadlineExceeded(f"no request came within {_ASK_S:g} s"))
         except ValueError as error:
             return _shown(InvalidArgument(f"a request is one line of JSON: {error}"))
         try:
