@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gateway_fakes import Mesh, mesh, write_model
+from gateway_fakes import Mesh, mesh, ready, write_model
 
 
 @pytest.fixture(scope="session")
@@ -35,22 +31,3 @@ async def served(bare: Mesh) -> Mesh:
     await bare.start_gateway()
     await ready(bare)
     return bare
-
-
-async def ready(mesh: Mesh, epoch: int = 0) -> None:
-    """Until the gateway serves the cohort published last."""
-    async with asyncio.timeout(10), httpx.AsyncClient() as client:
-        while True:
-            answer = (await client.get(mesh.http + "/health/ready")).json()
-            if answer.get("epoch", -1) == (epoch or mesh.epoch):
-                return
-            await asyncio.sleep(0.01)
-
-
-async def until(true: Callable[[], Any], timeout_s: float = 5.0) -> None:
-    """Until the condition holds."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            while not true():
-                await asyncio.sleep(0.01)
-    assert true()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 from janus_gateway.__main__ import serve
 from janus_gateway.config import GatewaySettings
 from janus_models.tiny import write_tokenizer
@@ -261,3 +262,22 @@ async def mesh(model_dir: Path) -> AsyncIterator[Mesh]:
             for worker in mesh.workers:
                 await worker.server.stop(0)
             await coordination.close()
+
+
+async def ready(mesh: Mesh, epoch: int = 0) -> None:
+    """Until the gateway serves the cohort published last."""
+    async with asyncio.timeout(10), httpx.AsyncClient() as client:
+        while True:
+            answer = (await client.get(mesh.http + "/health/ready")).json()
+            if answer.get("epoch", -1) == (epoch or mesh.epoch):
+                return
+            await asyncio.sleep(0.01)
+
+
+async def until(true: Callable[[], Any], timeout_s: float = 5.0) -> None:
+    """Until the condition holds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while not true():
+                await asyncio.sleep(0.01)
+    assert true()

@@ -12,8 +12,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import ready, until
-from gateway_fakes import Mesh
+from gateway_fakes import Mesh, ready, until
 from janus_gateway.answer import Answer
 from janus_gateway.openai.handlers import _EventStream
 from janus_models.tokenizer import Tokenizer

@@ -8,8 +8,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import ready
-from gateway_fakes import CONTEXT, Mesh, token_rule
+from gateway_fakes import CONTEXT, Mesh, ready, token_rule
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from janus_client import AsyncJanusClient, AuthenticationError, InvalidRequestError, JanusError, NotFoundError
 from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc

@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import ready, until
-from gateway_fakes import Mesh
+from gateway_fakes import Mesh, ready, until
 from janus_gateway.__main__ import serve
 from janus_gateway.config import GatewaySettings
 from janus_gateway.journal import Entry, Response, received

@@ -15,8 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import until
-from gateway_fakes import Mesh
+from gateway_fakes import Mesh, until
 from janus_runtime.records import Role
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

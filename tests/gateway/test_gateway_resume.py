@@ -11,8 +11,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import ready, until
-from gateway_fakes import FakeWorker, Mesh, token_rule
+from gateway_fakes import FakeWorker, Mesh, ready, token_rule, until
 from janus_runtime.records import WorkerState
 from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 

@@ -11,8 +11,7 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
-from conftest import ready
-from gateway_fakes import EOS, Mesh, mesh, write_model
+from gateway_fakes import EOS, Mesh, mesh, ready, write_model
 from janus_client import AsyncJanusClient, InvalidRequestError, Message, Tool, ToolCall
 from janus_gateway.config import GatewaySettings
 from janus_runtime.errors import InvalidArgument
