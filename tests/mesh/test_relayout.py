@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from janus_attention.engine import EngineOptions
 from janus_placement import Report
 from janus_testing.inprocess import Answer, InProcessMesh
 
@@ -93,10 +94,12 @@ def test_experts_load_beside_the_steps(mixtral: Path, seed: int) -> None:
         equal(run(mesh, work, [change, give_up, change, give_up, change]), expected)
 
 
-def test_a_worker_dies_in_the_middle_of_ten_changes(mixtral: Path) -> None:
+@pytest.mark.parametrize("micro_batches", ["1", "2"])
+def test_a_worker_dies_in_the_middle_of_ten_changes(mixtral: Path, micro_batches: str) -> None:
     rng = random.Random(3)
     work = prompts(rng, 6)
-    with InProcessMesh(mixtral, attention=2, experts=3, slots=SLOTS) as mesh:
+    options = EngineOptions(kv_tokens=4096, micro_batches=micro_batches)
+    with InProcessMesh(mixtral, attention=2, experts=3, slots=SLOTS, attention_options=options) as mesh:
         expected = run(mesh, work)
 
         def change() -> None:

@@ -52,6 +52,7 @@ def test_good_frames_become_one_batch() -> None:
         (frame(2, layer=LAYERS), r"MoE layers 0\.\.2"),
         (frame(2, step=4), "step 4 layer 1; expected step 5"),
         (frame(2, layer=2), "layer 2; expected step 5 layer 1"),
+        (frame(2, lane=1), "lane 1 of step 5 layer 1; expected lane 0"),
         (frame(2, payload_bytes=63), "63 bytes for 2 tokens; expected 64"),
         (frame(2, tokens=3), "expected 96"),
         (frame(2, gated=True, topk=3), "3 experts per token; the model routes to 2"),

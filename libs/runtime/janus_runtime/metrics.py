@@ -119,7 +119,7 @@ ATTENTION = (
     ),
     _attention(
         "moe_seconds", "counter", "s", "moe_seconds",
-        "Of exchange_seconds: what the slowest MoE worker said that its pass took, summed over layers.",
+        "The slowest MoE worker's pass, summed over layers; of exchange_seconds, unless steps are split.",
     ),
     _attention(
         "layer_exchange_seconds", "histogram", "s", "exchange_latency", "exchange_seconds of single MoE layers."

@@ -6,6 +6,10 @@ work sends zero tokens, and the coordinator (MoE rank 0) answers it with STEP_DO
 step's total. A total of zero puts the cohort to sleep; the coordinator wakes the others (WAKE) when one of
 them starts the next step.
 
+A worker may split its tokens into two micro-batches, lanes 0 and 1 (``Header.lane``), each with a frame of its
+own in every layer. It says so in the step's first frame (Flag.SPLIT); the lanes then take turns, layer by layer,
+so that one is with the MoE workers while the other is not.
+
 Every frame carries its cohort epoch. An older one is dropped and counted; a newer one is kept and stops the
 step (:class:`NewerEpoch`), since the record that announces it is on its way.
 """
@@ -31,6 +35,8 @@ class Flag(enum.IntFlag):
     """The layer is repeated: the MoE workers' digests differed."""
     DECODES = 4
     """Some stream decodes in this step. In a request: of its sender; in PARTIAL and STEP_DONE: of the cohort."""
+    SPLIT = 8
+    """In a step's first frame: its sender has a second lane. In PARTIAL: the coordinator advises to split steps."""
 
 
 class NewerEpoch(Exception):

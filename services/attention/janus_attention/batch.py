@@ -1,4 +1,4 @@
-"""Pieces of a step into the tensors that the model takes."""
+"""Pieces of a step into the tensors that the model takes, whole or as two micro-batches."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ class StepInput:
 
     token_ids: torch.Tensor
     """int64 [T]"""
-    meta: BatchMeta
+    lanes: tuple[BatchMeta, ...]
+    """The micro-batches, one or two: the step's tokens in order."""
     last_rows: torch.Tensor
     """int64 [N]: rows whose logits choose a token: the last ``piece.rows`` of each piece, in order."""
     decodes: bool
     """Whether a stream decodes in it."""
 
 
-def build(pieces: Pieces[Piece], block_size: int) -> StepInput:
-    """Tensors of a step over ``pieces``; each sequence has blocks for its tokens."""
+def build(pieces: Pieces[Piece], block_size: int, *, split: bool = False) -> StepInput:
+    """Tensors of a step over ``pieces``; each sequence has blocks for its tokens.
+
+    ``split``: in two micro-batches, where there are two tokens or more.
+    """
     tokens: list[int] = []
     positions, slots, starts, contexts = [], [], [0], []
     last_rows: list[int] = []
@@ -53,7 +57,31 @@ def build(pieces: Pieces[Piece], block_size: int) -> StepInput:
     )
     return StepInput(
         token_ids=torch.tensor(tokens, dtype=torch.int64),
-        meta=meta,
+        lanes=halves(meta) if split and len(tokens) > 1 else (meta,),
         last_rows=torch.tensor(last_rows, dtype=torch.int64),
         decodes=any(piece.decodes for piece in pieces),
     )
+
+
+def halves(meta: BatchMeta) -> tuple[BatchMeta, BatchMeta]:
+    """The first half of the tokens, and the rest.
+
+    A sequence may fall into both: its later tokens then find the earlier ones' keys and values in the cache,
+    since the first lane's attention comes first in every layer.
+    """
+    middle = meta.positions.shape[0] // 2
+    starts = meta.query_starts
+    # Sequences that begin before the middle; the last of them may go on after it.
+    first = int(torch.searchsorted(starts[:-1], middle))
+    ends = int(torch.searchsorted(starts[1:], middle, right=True))
+    contexts = meta.context_lens[:first].clone()
+    contexts[-1] -= max(0, int(starts[first]) - middle)
+    return BatchMeta(
+        positions=meta.positions[:middle], slots=meta.slots[:middle],
+        query_starts=starts[: first + 1].clamp(max=middle), context_lens=contexts,
+        block_tables=meta.block_tables[:first],
+    ), BatchMeta(
+        positions=meta.positions[middle:], slots=meta.slots[middle:],
+        query_starts=(starts[ends:] - middle).clamp(min=0), context_lens=meta.context_lens[ends:],
+        block_tables=meta.block_tables[ends:],
+    )  # fmt: skip

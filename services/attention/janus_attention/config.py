@@ -32,3 +32,5 @@ class AttentionSettings(WorkerSettings):
     """How many times as long as without them prompts may make a step of decoding streams."""
     draft_tokens: int = setting(0, minimum=0, maximum=64)
     """Tokens guessed from a stream's own text that a step checks at once; 0: none. Never changes a token."""
+    micro_batches: str = setting("auto", choices=("auto", "1", "2"))
+    """Micro-batches of a step; with 2, attention of one overlaps experts of the other; auto: what is quicker."""

@@ -1,4 +1,8 @@
-"""One step's forward pass: dense parts here, each MoE layer through the exchange."""
+"""One step's forward pass: dense parts here, each MoE layer through the exchange.
+
+A step has one micro-batch, or two that take turns: while one is with the MoE workers, the other's attention is
+computed. Each is a lane of frames of its own; what it computes does not depend on the other.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from janus_kernels.ops import combine
-from janus_models.decoder import AttentionModel, KvCache
+from janus_models.decoder import AttentionModel, BatchMeta, KvCache
 from janus_models.experts import ExpertModel
 from janus_runtime.metrics import EXCHANGE_BOUNDS_S
 from janus_transport import Frame, Header, Kind, SendBuffer
@@ -22,6 +26,9 @@ from janus_attention.sequence import Trace
 
 # Plain numbers: operators of IntFlag cost microseconds each, in every layer.
 _GATED, _RETRY, _DECODES = int(Flag.GATED), int(Flag.RETRY), int(Flag.DECODES)
+_SPLIT = int(Flag.SPLIT)
+_COHORT = _DECODES | _SPLIT
+"""What a reply says of the cohort, not of the request."""
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 
 
@@ -29,16 +36,20 @@ _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 class StepCounters:
     """What an attention worker did since start. Seconds where named so.
 
-    A step's time is ``step_seconds`` = attention + exchange, of which head and moe are parts; before it come
-    ``prepare_seconds``, after it ``deliver_seconds``.
+    A step's time is ``step_seconds`` = attention + exchange; before it come ``prepare_seconds``, after it
+    ``deliver_seconds``.
     """
 
     steps: int = 0
+    split_steps: int = 0
+    """Of those: in two micro-batches."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
     attention_seconds: float = 0.0
     exchange_seconds: float = 0.0
+    """Sending hidden states, local work meanwhile, and waiting for partial sums."""
     moe_seconds: float = 0.0
+    """The slowest MoE worker's passes. Of exchange_seconds, except where steps are split."""
     step_seconds: float = 0.0
     head_seconds: float = 0.0
     """Of attention_seconds: final norm and logits."""
@@ -55,6 +66,34 @@ class StepCounters:
     """Drafts that turned out right."""
     preemptions: int = 0
     digest_mismatches: int = 0
+
+
+class _Lane:
+    """A micro-batch on its way through the layers."""
+
+    __slots__ = (
+        "began_ns", "buffer", "h_TD", "header", "index", "layer", "local_TD", "meta", "number",
+        "routed_TD", "span", "spent", "x_TD",
+    )  # fmt: skip
+
+    def __init__(self, number: int, buffer: SendBuffer) -> None:
+        self.number = number
+        self.buffer = buffer
+        self.meta: BatchMeta
+        self.h_TD: torch.Tensor
+        self.x_TD: torch.Tensor
+        self.local_TD: torch.Tensor | None = None
+        self.header: Header | None = None
+        """Of the request under way, until its replies were taken."""
+        self.routed_TD: torch.Tensor | None = None
+        """What the replies came to; None where their digests differ."""
+        self.layer = -1
+        """Of the request whose result is to be added; -1: none."""
+        self.index = 0
+        self.span = _NO_SPAN
+        self.began_ns = 0
+        self.spent = 0.0
+        """Seconds of the request so far, the time for other lanes left out."""
 
 
 class Forward:
@@ -76,13 +115,18 @@ class Forward:
         self._hidden = model.config.hidden
         self._topk = model.config.moe.top_k
         self._moe_index = {layer: i for i, layer in enumerate(model.moe_layers)}
-        self._request: SendBuffer = engine.exchange.allocate()
+        self._lanes = [_Lane(number, engine.exchange.allocate()) for number in (0, 1)]
         self.exchange_latency = Histogram(EXCHANGE_BOUNDS_S)
         self._held: list[int] = []
         """Members whose last reply is still in its receive buffer."""
         self._decodes = 0
+        self._members: list[int] = []
+        self._cohort: EngineCohort
+        self._trace: Trace | None = None
         self.cohort_decodes = False
         """Whether a stream decoded in the last step, here or elsewhere in the cohort."""
+        self.advice = False
+        """Whether the coordinator advises to split the next step."""
 
     def run(self, step: StepInput, cohort: EngineCohort, trace: Trace | None) -> torch.Tensor:
         """fp32 logits [N, V] of ``step.last_rows``; all tokens' keys and values are in the cache afterwards.
@@ -93,50 +137,140 @@ class Forward:
         model, counters = self._model, self._counters
         self._held.clear()  # of a run that was abandoned; the next epoch drops its frames
         self._decodes = _DECODES if step.decodes else 0
+        self._cohort, self._trace = cohort, trace
+        self._members = [peer.member for peer in cohort.moe]
         started = time.perf_counter()
         exchange_before = counters.exchange_seconds
         h_TD = model.embed(step.token_ids)
+        lanes = self._begin(step, h_TD)
         for layer in range(model.config.num_layers):
-            model.attention(layer, h_TD, step.meta, self._kv)
-            if model.is_moe(layer):
-                self._moe_layer(layer, h_TD, cohort, trace)
-            else:
-                local_TD = model.local_ffn(layer, model.moe_norm(layer, h_TD))
-                assert local_TD is not None
-                h_TD += local_TD
+            for lane in lanes:
+                self._finish(lane)
+                model.attention(layer, lane.h_TD, lane.meta, self._kv)
+                lane.x_TD = model.moe_norm(layer, lane.h_TD)
+                if model.is_moe(layer):
+                    self._start(lane, layer, split=len(lanes) > 1)
+                else:
+                    local_TD = model.local_ffn(layer, lane.x_TD)
+                    assert local_TD is not None
+                    lane.h_TD += local_TD
+        for lane in lanes:
+            self._finish(lane)
         self._release()
         head = time.perf_counter()
         logits_NV = model.logits(h_TD[step.last_rows])
         ended = time.perf_counter()
         elapsed = ended - started
+        counters.split_steps += len(lanes) > 1
         counters.head_seconds += ended - head
         counters.step_seconds += elapsed
         counters.attention_seconds += elapsed - (counters.exchange_seconds - exchange_before)
         return logits_NV
 
-    def _moe_layer(self, layer: int, h_TD: torch.Tensor, cohort: EngineCohort, trace: Trace | None) -> None:
-        index = self._moe_index[layer]
-        gated = cohort.gating == "attention"
-        x_TD = self._model.moe_norm(layer, h_TD)
-        local_TD, frames = self._round(index, layer, x_TD, cohort, _GATED if gated else 0, trace)
-        digests = {frame.header.digest for frame in frames}
-        if len(digests) > 1 and not gated:
-            # Mixed hardware can round a router differently: route here, once for all, and repeat the layer.
+    def _begin(self, step: StepInput, h_TD: torch.Tensor) -> list[_Lane]:
+        """The step's lanes; their hidden states are rows of ``h_TD``."""
+        lanes = self._lanes[: len(step.lanes)]
+        row = 0
+        for lane, meta in zip(lanes, step.lanes, strict=True):
+            lane.meta, lane.header, lane.layer = meta, None, -1
+            rows = meta.positions.shape[0]
+            lane.h_TD = h_TD[row : row + rows]
+            row += rows
+        return lanes
+
+    def _start(self, lane: _Lane, layer: int, *, split: bool) -> None:
+        """Send a lane's hidden states, and compute its local part while the MoE workers have them."""
+        began = time.perf_counter()
+        lane.layer, lane.index, lane.spent = layer, self._moe_index[layer], 0.0
+        flags = _GATED if self._cohort.gating == "attention" else 0
+        # The step's first frame says how many there will be.
+        self._send(lane, flags | (_SPLIT if split and not lane.index else 0))
+        # Posting receives again takes as long as a small layer's attention: it is done while the peers compute.
+        self._release()
+        lane.local_TD = self._model.local_ffn(layer, lane.x_TD)
+        lane.spent += time.perf_counter() - began
+
+    def _finish(self, lane: _Lane) -> None:
+        """Add what came of a lane's request, if it has one under way."""
+        if lane.layer < 0:
+            return
+        if lane.header is not None:
+            self._collect(lane)
+        if lane.routed_TD is None:
+            self._repeat(lane)
+        assert lane.routed_TD is not None
+        if lane.local_TD is not None:
+            lane.routed_TD += lane.local_TD
+        lane.h_TD += lane.routed_TD
+        lane.layer = -1
+
+    def _repeat(self, lane: _Lane) -> None:
+        """Mixed hardware can round a router differently: route here, once for all, and repeat the layer."""
+        if self._cohort.gating != "attention":
             self._counters.digest_mismatches += 1
-            self._release()
-            _, frames = self._round(index, layer, x_TD, cohort, _GATED | _RETRY, trace)
-            digests = {frame.header.digest for frame in frames}
-        if len(digests) > 1:
+            for other in self._lanes:
+                if other.header is not None:
+                    self._collect(other)  # sent before this: answered before it
+            lane.spent = 0.0
+            self._send(lane, _GATED | _RETRY)
+            self._collect(lane)
+        if lane.routed_TD is None:
             raise ProtocolError(
-                frames[0].header.source, f"scheduled layer {index} unlike its peers: {digests}"
+                self._members[0], f"scheduled layer {lane.index} unlike the other MoE workers, twice"
             )
-        partials = [_rows(frame, x_TD.shape[0], self._hidden) for frame in frames]
-        routed_TD = torch.empty_like(x_TD)
-        combine(partials, routed_TD)
-        self._counters.moe_seconds += max(frame.header.elapsed_us for frame in frames) * 1e-6
-        if local_TD is not None:
-            routed_TD += local_TD
-        h_TD += routed_TD
+
+    def _send(self, lane: _Lane, flags: int) -> None:
+        exchange, trace = self._engine.exchange, self._trace
+        lane.span = os.urandom(8) if trace else _NO_SPAN
+        lane.began_ns = time.time_ns()
+        exchange.reclaim(lane.buffer)
+        size = self._fill(lane, gated=bool(flags & _GATED))
+        lane.header = Header(
+            kind=Kind.HIDDEN, flags=flags | self._decodes, epoch=self._cohort.epoch, step=self._engine.step,
+            layer=lane.index, lane=lane.number, source=self._engine.member, tokens=lane.x_TD.shape[0],
+            topk=self._topk, payload_bytes=size,
+            trace_id=bytes.fromhex(trace.trace_id) if trace else _NO_TRACE, span_id=lane.span,
+        )  # fmt: skip
+        exchange.send(self._members, lane.header, lane.buffer)
+
+    def _collect(self, lane: _Lane) -> None:
+        """Await all partial sums of a lane's request and add them up."""
+        header = lane.header
+        assert header is not None
+        self._release()
+        began = time.perf_counter()
+        frames = self._engine.await_frames(self._members, self.reply)
+        took = lane.spent + time.perf_counter() - began
+        self._held += self._members
+        for frame in frames:
+            _check(frame, header, self._hidden)
+        lane.header = None
+        first = frames[0].header
+        self.cohort_decodes, self.advice = bool(first.flags & _DECODES), bool(first.flags & _SPLIT)
+        counters = self._counters
+        counters.exchange_seconds += took
+        self.exchange_latency.observe(took)
+        slowest_us = max(frame.header.elapsed_us for frame in frames)
+        counters.moe_seconds += slowest_us * 1e-6
+        if self._trace:
+            self._tell(lane, header, slowest_us)
+        if any(frame.header.digest != first.digest for frame in frames):
+            lane.routed_TD = None
+            return
+        lane.routed_TD = torch.empty_like(lane.x_TD)
+        combine([_rows(frame, header.tokens, self._hidden) for frame in frames], lane.routed_TD)
+
+    def _tell(self, lane: _Lane, header: Header, slowest_us: int) -> None:
+        assert self._trace is not None
+        self._engine.span(
+            name="exchange.layer", start=lane.began_ns, end=time.time_ns(), trace=self._trace.trace_id,
+            parent=self._trace.span_id, span=lane.span.hex(),
+            attributes={
+                "janus.layer": lane.index, "janus.lane": lane.number, "janus.step": header.step,
+                "janus.epoch": header.epoch, "janus.tokens": header.tokens,
+                "janus.bytes_sent": header.payload_bytes * len(self._members), "janus.moe_us": slowest_us,
+            },
+        )  # fmt: skip
 
     def _release(self) -> None:
         """Give the receive buffers of the last replies back."""
@@ -144,61 +278,16 @@ class Forward:
             self._engine.exchange.pop(member)
         self._held.clear()
 
-    def _round(
-        self,
-        index: int,
-        layer: int,
-        x_TD: torch.Tensor,
-        cohort: EngineCohort,
-        flags: int,
-        trace: Trace | None,
-    ) -> tuple[torch.Tensor | None, list[Frame]]:
-        """Send one layer's hidden states, compute the local part meanwhile, and await all partial sums."""
-        exchange = self._engine.exchange
-        members = [peer.member for peer in cohort.moe]
-        span = os.urandom(8) if trace else _NO_SPAN
-        began_ns, began = time.time_ns(), time.perf_counter()
-        exchange.reclaim(self._request)
-        size = self._fill(index, x_TD, gated=bool(flags & _GATED))
-        header = Header(
-            kind=Kind.HIDDEN, flags=flags | self._decodes, epoch=cohort.epoch, step=self._engine.step, layer=index,
-            source=self._engine.member, tokens=x_TD.shape[0], topk=self._topk, payload_bytes=size,
-            trace_id=bytes.fromhex(trace.trace_id) if trace else _NO_TRACE, span_id=span,
-        )  # fmt: skip
-        exchange.send(members, header, self._request)
-        # Posting receives again takes as long as a small layer's attention: it is done while the peers compute.
-        self._release()
-        local_TD = self._model.local_ffn(layer, x_TD)
-        frames = self._engine.await_frames(members, self.reply)
-        self._held += members
-        for frame in frames:
-            _check(frame, header, self._hidden)
-        self.cohort_decodes = bool(frames[0].header.flags & _DECODES)
-        took = time.perf_counter() - began
-        self._counters.exchange_seconds += took
-        self.exchange_latency.observe(took)
-        if trace:
-            self._engine.span(
-                name="exchange.layer", start=began_ns, end=time.time_ns(), trace=trace.trace_id,
-                parent=trace.span_id, span=span.hex(),
-                attributes={
-                    "janus.layer": index, "janus.step": header.step, "janus.epoch": header.epoch,
-                    "janus.tokens": header.tokens, "janus.bytes_sent": size * len(members),
-                    "janus.moe_us": max(frame.header.elapsed_us for frame in frames),
-                },
-            )  # fmt: skip
-        return local_TD, frames
-
-    def _fill(self, index: int, x_TD: torch.Tensor, *, gated: bool) -> int:
+    def _fill(self, lane: _Lane, *, gated: bool) -> int:
         """Write the request's payload; its size in bytes."""
-        payload = self._request.payload
+        payload, x_TD = lane.buffer.payload, lane.x_TD
         count = x_TD.shape[0]
         size = 4 * count * self._hidden
         # Views through numpy: they cost a tenth of torch's, and there are some for every layer and peer.
         torch.from_numpy(payload[:size].view(np.float32).reshape(x_TD.shape)).copy_(x_TD)
         if not gated:
             return size
-        ids_TK, weights_TK = self._routers.gate(index, x_TD)
+        ids_TK, weights_TK = self._routers.gate(lane.index, x_TD)
         # Weights before ids: eight-byte numbers where they are aligned.
         middle = size + 8 * count * self._topk
         end = middle + 4 * count * self._topk
@@ -219,11 +308,12 @@ def _check(frame: Frame, request: Header, hidden: int) -> None:
         header.kind is not Kind.PARTIAL
         or header.step != request.step
         or header.layer != request.layer
-        or (header.flags ^ request.flags) & ~_DECODES
+        or header.lane != request.lane
+        or (header.flags ^ request.flags) & ~_COHORT
     ):
         raise ProtocolError(
-            member, f"answered step {header.step} layer {header.layer}, asked was step {request.step} "
-            f"layer {request.layer}",
+            member, f"answered step {header.step} layer {header.layer} lane {header.lane}, asked was step "
+            f"{request.step} layer {request.layer} lane {request.lane}",
         )  # fmt: skip
     expected = 8 * request.tokens * hidden
     if header.payload_bytes != expected:

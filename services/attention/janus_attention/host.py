@@ -61,6 +61,7 @@ class AttentionHost(WorkerHost[AttentionSettings]):
             "prefill_tokens": settings.prefill_tokens,
             "max_stall": settings.max_stall,
             "draft_tokens": settings.draft_tokens,
+            "micro_batches": settings.micro_batches,
         }
 
     def add_services(self, server: GrpcServer) -> None:

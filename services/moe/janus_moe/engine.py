@@ -24,10 +24,11 @@ from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
 
 from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
 from janus_moe.gather import check, gather
+from janus_moe.lanes import LaneAdvisor
 from janus_moe.loader import ExpertLoader, LoadJob, read_in
 
 _ROUTING_S = 2.0
-_RETRY, _DECODES = int(Flag.RETRY), int(Flag.DECODES)
+_RETRY, _DECODES, _SPLIT = int(Flag.RETRY), int(Flag.DECODES), int(Flag.SPLIT)
 _NO_TRACE = bytes(16)
 
 
@@ -67,7 +68,8 @@ class MoeEngine(CohortEngine):
         )
         self._model = model
         self._loaded: dict[tuple[int, int], ExpertWeights] = {}
-        self._replies: dict[int, SendBuffer] = {}
+        self._replies: dict[tuple[int, int], SendBuffer] = {}
+        """By member and lane."""
         self._note = self.exchange.allocate()
         self._rank = 0
         self._decodes = 0
@@ -76,6 +78,9 @@ class MoeEngine(CohortEngine):
         self._compute = MoeCompute(model, self.counters)
         self._loader = ExpertLoader(model)
         self.wake_fds.append(self._loader.fileno())
+        self._lanes = LaneAdvisor()
+        self._began = self._waited = 0.0
+        """When the step's first frames were there, and ``wait_seconds`` then."""
         self._recorder = Recorder(model.config.moe.num_experts, self._topk, seed=member)
         self._reporters = 1
         self._routing_told = 0.0
@@ -140,7 +145,9 @@ class MoeEngine(CohortEngine):
         for key in self._loaded.keys() - wanted:
             del self._loaded[key]
         self.inbox.adopt(cohort, cohort.attention)
-        self._replies = {peer.member: self.exchange.allocate() for peer in cohort.attention}
+        members = [peer.member for peer in cohort.attention]
+        self._replies = {(member, lane): self.exchange.allocate() for member in members for lane in (0, 1)}
+        self._lanes = LaneAdvisor()
         self._rank, self._reporters = rank, len(cohort.moe)
         return rank
 
@@ -158,15 +165,18 @@ class MoeEngine(CohortEngine):
     def run_step(self) -> None:
         assert self.cohort is not None
         everyone = [peer.member for peer in self.cohort.attention]
+        slept = self.asleep
         frames = self._first_frames(everyone)
-        total = sum(frame.header.tokens for frame in frames)
-        active = [m for m, frame in zip(everyone, frames, strict=True) if frame.header.tokens]
-        for member in everyone:
-            if member not in active:
-                self.exchange.pop(member)
+        headers = [frame.header for frame in frames]
+        active = [header.source for header in headers if header.tokens]
+        split = [header.source for header in headers if header.tokens and header.flags & _SPLIT]
+        total = sum(header.tokens for header in headers)
+        self._time(total, bool(split), slept)
         idle = [member for member in everyone if member not in active]
+        for member in idle:
+            self.exchange.pop(member)
         if active:
-            self._layer_passes(active, [frame for frame in frames if frame.header.tokens], idle, total)
+            self._layer_passes([active, split] if split else [active], idle, total)
             self.counters.steps += 1
         else:
             self._notify(Kind.STEP_DONE, idle, total)
@@ -174,28 +184,51 @@ class MoeEngine(CohortEngine):
         self.asleep = total == 0
         self.report(force=self.asleep)
 
-    def _layer_passes(self, active: list[int], frames: list[Frame], idle: list[int], total: int) -> None:
-        layer = 0
-        while True:
-            self._pass(layer, active, frames)
-            last = layer == self._layers - 1
-            if last:
-                # The idle may start the next step; a repeat of this layer is among the active alone.
-                self._notify(Kind.STEP_DONE, idle, total)
-                idle = []
-            frames = self._frames(active)
-            head = frames[0].header
-            if head.step == self.step and head.flags & _RETRY:
-                expected = (self.step, layer)
-            elif last:
-                return
-            else:
-                expected = (self.step, layer := layer + 1)
-            for frame in frames:
-                self._check(frame, *expected)
+    def _time(self, tokens: int, split: bool, slept: bool) -> None:
+        """A step begins: tell the advisor of the last one, unless the cohort slept in between."""
+        now, waited = time.perf_counter(), self.counters.wait_seconds
+        if self._began and not slept:
+            self._lanes.observe(seconds=now - self._began, waited=waited - self._waited)
+        self._lanes.begin(tokens, split=split)
+        self._began, self._waited = now, waited
 
-    def _check(self, frame: Frame, step: int, layer: int) -> None:
-        check(frame, step=step, layer=layer, layers=self._layers, hidden=self._hidden, topk=self._topk)
+    def _layer_passes(self, lanes: list[list[int]], idle: list[int], total: int) -> None:
+        """All passes of a step; ``lanes``: who has tokens in each."""
+        for layer in range(self._layers):
+            for lane, members in enumerate(lanes):
+                self._turn(layer, lane, members)
+        # The idle may start the next step; a repeat of the last layer is among the active alone.
+        self._notify(Kind.STEP_DONE, idle, total)
+        for lane, members in enumerate(lanes):
+            self._repeats(self._layers, lane, members)
+
+    def _turn(self, layer: int, lane: int, members: list[int]) -> None:
+        frames = self._repeats(layer, lane, members)
+        for frame in frames:
+            self._check(frame, self.step, layer, lane)
+        self._pass(layer, members, frames)
+
+    def _repeats(self, layer: int, lane: int, members: list[int]) -> list[Frame]:
+        """Repeat the lane's layer before ``layer`` as often as asked; the frames that are none of that."""
+        while True:
+            frames = self._frames(members)
+            head = frames[0].header
+            if not (layer and head.flags & _RETRY and head.step == self.step and head.lane == lane):
+                return frames
+            for frame in frames:
+                self._check(frame, self.step, layer - 1, lane)
+            self._pass(layer - 1, members, frames)
+
+    def _check(self, frame: Frame, step: int, layer: int, lane: int = 0) -> None:
+        check(
+            frame,
+            step=step,
+            layer=layer,
+            layers=self._layers,
+            hidden=self._hidden,
+            topk=self._topk,
+            lane=lane,
+        )
 
     def _first_frames(self, everyone: list[int]) -> list[Frame]:
         """A step's first frame of each attention worker; the coordinator wakes those who sleep."""
@@ -234,15 +267,17 @@ class MoeEngine(CohortEngine):
         elapsed_us = int((time.perf_counter() - started) * 1e6)
         headers = [frame.header for frame in frames]
         self._decodes = _DECODES if any(header.flags & _DECODES for header in headers) else 0
+        advice = _SPLIT if self._lanes.split else 0
         for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
-            self._reply(member, header, out_TD[first:end], result.digest, elapsed_us)
+            self._reply(member, header, advice, out_TD[first:end], result.digest, elapsed_us)
         for header in headers:
             if header.trace_id != _NO_TRACE:
                 self.span(
                     name="moe.layer", start=started_ns, end=time.time_ns(),
                     trace=header.trace_id.hex(), parent=header.span_id.hex(),
                     attributes={
-                        "janus.layer": layer, "janus.step": self.step, "janus.epoch": self.inbox.epoch,
+                        "janus.layer": layer, "janus.lane": header.lane, "janus.step": self.step,
+                        "janus.epoch": self.inbox.epoch,
                         "janus.tokens": batch.x_TD.shape[0], "janus.a_max": result.a_max,
                         "janus.experts_activated_here": int(result.instance_load[self._rank]),
                     },
@@ -262,16 +297,16 @@ class MoeEngine(CohortEngine):
             )
 
     def _reply(
-        self, member: int, request: Header, rows_TD: torch.Tensor, digest: int, elapsed_us: int
+        self, member: int, request: Header, advice: int, rows_TD: torch.Tensor, digest: int, elapsed_us: int
     ) -> None:
-        buffer = self._replies[member]
+        buffer = self._replies[member, request.lane]
         self.exchange.reclaim(buffer)
         size = rows_TD.numel() * 8
         buffer.payload[:size].view(np.float64).reshape(rows_TD.shape)[:] = rows_TD.numpy()
         header = Header(
             kind=Kind.PARTIAL, epoch=self.inbox.epoch, step=request.step, layer=request.layer,
-            flags=request.flags | self._decodes, source=self.member, tokens=request.tokens, payload_bytes=size,
-            digest=digest, elapsed_us=elapsed_us,
+            lane=request.lane, flags=request.flags & ~_SPLIT | self._decodes | advice, source=self.member,
+            tokens=request.tokens, payload_bytes=size, digest=digest, elapsed_us=elapsed_us,
         )  # fmt: skip
         # The sender waits for the reply, not for the buffer of its request: others are posted.
         self.exchange.send([member], header, buffer)

@@ -34,7 +34,7 @@ class Gathered:
     """Each sender's rows [start, end)."""
 
 
-def check(frame: Frame, *, step: int, layer: int, layers: int, hidden: int, topk: int) -> None:
+def check(frame: Frame, *, step: int, layer: int, layers: int, hidden: int, topk: int, lane: int = 0) -> None:
     """Raises ProtocolError unless ``frame`` is the next thing its sender may send."""
     header = frame.header
 
@@ -47,6 +47,8 @@ def check(frame: Frame, *, step: int, layer: int, layers: int, hidden: int, topk
         refuse(f"layer {header.layer}; the model has MoE layers 0..{layers - 1}")
     if (header.step, header.layer) != (step, layer):
         refuse(f"step {header.step} layer {header.layer}; expected step {step} layer {layer}")
+    if header.lane != lane:
+        refuse(f"lane {header.lane} of step {step} layer {layer}; expected lane {lane}")
     gated = bool(header.flags & _GATED)
     if gated and header.topk != topk:
         refuse(f"{header.topk} experts per token; the model routes to {topk}")
