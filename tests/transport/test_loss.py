@@ -167,6 +167,21 @@ def test_a_dead_address_is_a_loss_not_a_hang(new_mesh: New) -> None:
     assert time.monotonic() - began < NOTICED_S
 
 
+def test_a_dead_address_leaves_the_others_alone(new_mesh: New) -> None:
+    """The first progress after it is a round of keepalive, over endpoints one of which was never connected."""
+    mesh = new_mesh("ucx-tcp", 3)
+    mesh.start(2)
+    time.sleep(1.1)  # without progress
+    address = mesh.others[2].address
+    mesh.others[2].kill()
+    mesh.transport.connect(5, address)  # refused, which shows later
+    mesh.transport.disconnect(2)
+    mesh.idle(1.1)
+    assert not mesh.transport.alive(5)
+    mesh.transport.disconnect(5)
+    mesh.echo(0, PAYLOAD, 3)
+
+
 @pytest.mark.parametrize("kind", ["ucx-shm", "ucx-tcp"])
 @pytest.mark.parametrize("damage", ["empty", "noise", "cut", "flipped"])
 def test_bytes_that_are_no_address(new_mesh: New, kind: str, damage: str) -> None:

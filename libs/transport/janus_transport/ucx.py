@@ -30,6 +30,9 @@ _DEFAULTS = {
     # Else the first large message waits for the peer's answer over a lane that keepalive does not check, and
     # a peer killed meanwhile is never noticed.
     "UCX_RESOLVE_REMOTE_EP_ID": "y",
+    # A blocking connect to a host that is cut off stands still for minutes. And one that is refused fails the making
+    # of the endpoint, which leaves UCX an endpoint without lanes that its next round of keepalive follows to address 0.
+    "UCX_TCP_CONN_NB": "y",
     "UCX_RNDV_THRESH": "256k",
     "UCX_TCP_TX_SEG_SIZE": "256k",
     "UCX_TCP_RX_SEG_SIZE": "256k",
@@ -265,8 +268,7 @@ class UcxTransport(Transport):
         self._closed = True
         for peer in list(self._endpoints):
             self.disconnect(peer)
-        # No progress from here on: after closing the endpoint of a peer that is dead and was not yet seen to be, it
-        # crashes now and then (over tcp, with a connection under way, 1 in 15). Nothing is destroyed either: what
-        # UCX may still write to outlives it, until the process ends.
+        # No progress from here on, and nothing is destroyed: what UCX may still write to outlives it, until the
+        # process ends.
         for kept in (self._context, self._worker, self._retired, self._kept):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
