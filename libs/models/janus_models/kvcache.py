@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from janus_kernels.ops import new_pages, store_rows
@@ -22,6 +22,12 @@ class BatchMeta:
     """int32 [B, max_blocks]: cache blocks of each sequence in order; entries past the context are not read"""
     slots: torch.Tensor
     """int64 [T]: where each token's key and value go: block * block_size + offset"""
+
+    def to(self, device: str) -> BatchMeta:
+        """The same on ``device``; itself where it is there already."""
+        if self.slots.device.type == device:
+            return self
+        return BatchMeta(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 class KvCache:

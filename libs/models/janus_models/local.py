@@ -38,15 +38,16 @@ class LocalModel:
         dtype: str = "float32",
         *,
         expert_dtype: str | None = None,
+        device: str = "cpu",
         kv_blocks: int = 256,
         block_size: int = 16,
     ) -> None:
         self.config = load_config(directory)
         checkpoint = Checkpoint(directory)
-        self.attention = AttentionModel(self.config, checkpoint, dtype)
+        self.attention = AttentionModel(self.config, checkpoint, dtype, device)
         quantize = expert_dtype if expert_dtype in ("int8", "int4") else None
         self.experts = ExpertModel(
-            self.config, checkpoint, dtype if quantize else expert_dtype or dtype, quantize=quantize
+            self.config, checkpoint, dtype if quantize else expert_dtype or dtype, device, quantize
         )
         self._loaded = [
             {e: self.experts.load(layer, e) for e in range(self.config.moe.num_experts)}
@@ -68,7 +69,9 @@ class LocalModel:
         """Run each sequence's next ``count`` uncached tokens: fp32 [sum of counts, d] hidden states."""
         batch, ids = self._batch(work)
         with torch.inference_mode():
-            h_TD = self.attention.embed(ids)
+            device = self.attention.device
+            batch = batch.to(device)
+            h_TD = self.attention.embed(ids.to(device))
             moe_layer = 0
             for layer in range(self.config.num_layers):
                 self.attention.attention(layer, h_TD, batch, self._kv)
@@ -89,7 +92,7 @@ class LocalModel:
 
     def _routed(self, moe_layer: int, x_TD: torch.Tensor) -> torch.Tensor:
         ids_TK, weights_TK = self.route(moe_layer, x_TD)
-        out_TD = torch.empty(x_TD.shape, dtype=torch.float64)
+        out_TD = torch.empty(x_TD.shape, dtype=torch.float64, device=x_TD.device)
         expert_ffn(
             x_TD,
             ids_TK,

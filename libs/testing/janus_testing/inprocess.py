@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import logging
 import select
@@ -36,6 +37,8 @@ from janus_scheduler.placement import layers_round_robin
 from janus_transport import Transport, create_transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ChildGone, ControlLink, FrameParser, Message, encode
+
+from janus_testing.pretended_gpu import PretendedGpu
 
 _LOG = logging.getLogger("janus.testing")
 GREEDY = {"temperature": 0.0}
@@ -90,6 +93,7 @@ class InProcessMesh:
         moe_options: MoeOptions | None = None,
         drafter: Drafter | None = None,
         dtype: str = "float32",
+        device: str = "cpu",
         timeout_s: float = 60.0,
     ) -> None:
         self.model_dir = Path(model_dir)
@@ -106,7 +110,7 @@ class InProcessMesh:
             max_batch_tokens=self._attention_options.max_batch_tokens
         )
         self._drafter = drafter
-        self._dtype = dtype
+        self._dtype, self._device = dtype, device
         self._timeout_s = timeout_s
         self._members = itertools.count(1)
         self._requests = itertools.count(1)
@@ -145,9 +149,9 @@ class InProcessMesh:
         """Start an attention engine; it joins with the next :meth:`form`."""
 
         def build(transport: Transport, link: ControlLink, member: int) -> CohortEngine:
-            checkpoint, dtype = Checkpoint(self.model_dir), self._dtype
+            what = Checkpoint(self.model_dir), self._dtype, self._device
             return AttentionEngine(
-                AttentionModel(self.config, checkpoint, dtype), ExpertModel(self.config, checkpoint, dtype),
+                AttentionModel(self.config, *what), ExpertModel(self.config, *what),
                 transport, link, member=member, options=self._attention_options, drafter=self._drafter,
             )  # fmt: skip
 
@@ -159,7 +163,7 @@ class InProcessMesh:
         """Start a MoE engine; it joins with the next :meth:`form`."""
 
         def build(transport: Transport, link: ControlLink, member: int) -> CohortEngine:
-            model = ExpertModel(self.config, Checkpoint(self.model_dir), self._dtype)
+            model = ExpertModel(self.config, Checkpoint(self.model_dir), self._dtype, self._device)
             return MoeEngine(model, transport, link, member=member, options=self._moe_options)
 
         worker = self._start("moe", build)
@@ -175,7 +179,8 @@ class InProcessMesh:
             torch.set_grad_enabled(False)
             transport = create_transport(self._transport, member=member)
             try:
-                build(transport, ControlLink(theirs), member).run()
+                with PretendedGpu() if self._device == "cuda:0" else contextlib.nullcontext():
+                    build(transport, ControlLink(theirs), member).run()
             except ChildGone:
                 pass
             except BaseException as error:  # noqa: BLE001 - forwarded to the test's thread

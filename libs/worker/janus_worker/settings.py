@@ -22,6 +22,8 @@ class WorkerSettings(ServiceSettings):
     """Widest dtype of weights and KV cache."""
     expert_dtype: str = setting("same", choices=("same", *_DTYPES, "int8", "int4"))
     """Widest dtype of routed experts; int8 and int4 quantise them at load. The same in the whole mesh."""
+    device: str = setting("cpu")
+    """Where the engine computes: cpu, cuda:INDEX, or cuda, which deals out the GPUs it sees (docs/gpu.md)."""
     transport: str = setting("ucx", choices=("ucx",))
     """Data-plane transport."""
     max_batch_tokens: int = setting(512, minimum=1, maximum=65536)
@@ -47,6 +49,7 @@ class WorkerSettings(ServiceSettings):
             "model": str(self.checked_model()),
             "dtype": self.dtype,
             "expert_dtype": self.dtype if self.expert_dtype == "same" else self.expert_dtype,
+            "device": self.device,
             "transport": self.transport,
             "max_batch_tokens": self.max_batch_tokens,
             "threads": self.threads or max(1, (os.cpu_count() or 2) // 2),

@@ -25,6 +25,17 @@ class StepInput:
     decodes: bool
     """Whether a stream decodes in it."""
 
+    def to(self, device: str) -> StepInput:
+        """The same on ``device``; itself where it is there already."""
+        if self.token_ids.device.type == device:
+            return self
+        return StepInput(
+            self.token_ids.to(device),
+            tuple(lane.to(device) for lane in self.lanes),
+            self.last_rows.to(device),
+            self.decodes,
+        )
+
 
 def build(pieces: Pieces[Piece], block_size: int, *, split: bool = False) -> StepInput:
     """Tensors of a step over ``pieces``; each sequence has blocks for its tokens.

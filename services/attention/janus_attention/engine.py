@@ -327,7 +327,7 @@ class AttentionEngine(CohortEngine):
                 self._fail(seq, error, item)
                 return
             if seq.want_logits:
-                blobs.append(logits_V.numpy().tobytes())
+                blobs.append(logits_V.cpu().numpy().tobytes())
                 item["logits"] = len(blobs[-1])
             if "finish" in item:
                 return

@@ -11,6 +11,7 @@ from janus_kernels import set_num_threads
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
 from janus_models.decoder import AttentionModel
+from janus_models.device import checked_device
 from janus_models.experts import ExpertModel
 from janus_transport import create_transport
 from janus_worker.link import ControlLink
@@ -27,11 +28,12 @@ def build(options: dict[str, Any], link: ControlLink) -> AttentionEngine:
     torch.set_num_threads(options["threads"])
     set_num_threads(options["threads"])
     torch.set_grad_enabled(False)
-    say(f"checkpoint {options['model']}")
+    device = checked_device(options["device"], member=options["member"])
+    say(f"checkpoint {options['model']}, on {device}")
     config = load_config(options["model"])
     checkpoint = Checkpoint(options["model"])
-    model = AttentionModel(config, checkpoint, options["dtype"])
-    routers = ExpertModel(config, checkpoint, options["dtype"])
+    model = AttentionModel(config, checkpoint, options["dtype"], device)
+    routers = ExpertModel(config, checkpoint, options["dtype"], device)
     say(f"transport {options['transport']}")
     transport = create_transport(options["transport"], member=options["member"])
     fields = {name: options[name] for name in _ENGINE_FIELDS}

@@ -141,6 +141,7 @@ class Forward:
         self._members = [peer.member for peer in cohort.moe]
         started = time.perf_counter()
         exchange_before = counters.exchange_seconds
+        step = step.to(model.device)
         h_TD = model.embed(step.token_ids)
         lanes = self._begin(step, h_TD)
         for layer in range(model.config.num_layers):
@@ -257,8 +258,10 @@ class Forward:
         if any(frame.header.digest != first.digest for frame in frames):
             lane.routed_TD = None
             return
-        lane.routed_TD = torch.empty_like(lane.x_TD)
-        combine([_rows(frame, header.tokens, self._hidden) for frame in frames], lane.routed_TD)
+        # On the host, where they arrive, with any device: half the bytes to copy, and the same sum everywhere.
+        sum_TD = torch.empty(lane.x_TD.shape)
+        combine([_rows(frame, header.tokens, self._hidden) for frame in frames], sum_TD)
+        lane.routed_TD = sum_TD.to(lane.x_TD.device)
 
     def _tell(self, lane: _Lane, header: Header, slowest_us: int) -> None:
         assert self._trace is not None

@@ -83,7 +83,7 @@ class MoeCompute:
         weights_TK: torch.Tensor,
         out_TD: torch.Tensor,
     ) -> Schedule:
-        """Partial sum of the routed experts that the schedule gives this rank.
+        """Partial sum of the routed experts that the schedule gives this rank. Tensors are on the model's device.
 
         Args:
             layer: MoE layer, counted from the first.
@@ -98,10 +98,15 @@ class MoeCompute:
         counters = self._counters
         started = time.perf_counter()
         plan = schedule(
-            ids_TK.numpy(), hosted.layers[layer], hosted.policy, layout_version=hosted.version, seed=layer
+            ids_TK.cpu().numpy(),
+            hosted.layers[layer],
+            hosted.policy,
+            layout_version=hosted.version,
+            seed=layer,
         )
         scheduled = time.perf_counter()
         mine_TK = torch.from_numpy(np.equal(plan.replica_ids // hosted.layers[layer].slots, hosted.rank))
+        mine_TK = mine_TK.to(x_TD.device)
         stats = expert_ffn(
             x_TD, ids_TK, weights_TK, mine_TK, hosted.experts[layer], out_TD, self._model.activation
         )

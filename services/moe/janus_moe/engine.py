@@ -256,14 +256,17 @@ class MoeEngine(CohortEngine):
         batch = gather(
             frames, hidden=self._hidden, topk=self._topk, num_experts=self._model.config.moe.num_experts
         )
+        device = self._model.device
+        x_TD = batch.x_TD.to(device)
         if batch.ids_TK is None or batch.weights_TK is None:
-            ids_TK, weights_TK = self._compute.gate(layer, batch.x_TD)
+            ids_TK, weights_TK = self._compute.gate(layer, x_TD)
         else:
-            ids_TK, weights_TK = batch.ids_TK, batch.weights_TK
+            ids_TK, weights_TK = batch.ids_TK.to(device), batch.weights_TK.to(device)
         if layer % self._reporters == self._rank:  # all see the same routing: one tells
-            self._recorder.observe(layer, ids_TK.numpy())
-        out_TD = torch.empty(batch.x_TD.shape, dtype=torch.float64)
-        result = self._compute.run(layer, batch.x_TD, ids_TK, weights_TK, out_TD)
+            self._recorder.observe(layer, ids_TK.cpu().numpy())
+        sums_TD = torch.empty(x_TD.shape, dtype=torch.float64, device=device)
+        result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD)
+        out_TD = sums_TD.cpu()
         elapsed_us = int((time.perf_counter() - started) * 1e6)
         headers = [frame.header for frame in frames]
         self._decodes = _DECODES if any(header.flags & _DECODES for header in headers) else 0

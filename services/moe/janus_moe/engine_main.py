@@ -9,6 +9,7 @@ import torch
 from janus_kernels import set_num_threads
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
+from janus_models.device import checked_device
 from janus_models.experts import ExpertModel
 from janus_transport import create_transport
 from janus_worker.link import ControlLink
@@ -23,12 +24,13 @@ def build(options: dict[str, Any], link: ControlLink) -> MoeEngine:
     torch.set_num_threads(options["threads"])
     set_num_threads(options["threads"])
     torch.set_grad_enabled(False)
-    say(f"checkpoint {options['model']}")
     config = load_config(options["model"])
     wanted = options.get("expert_dtype", options["dtype"])
     quantize = wanted if wanted in ("int8", "int4") else None
     dtype = options["dtype"] if quantize else wanted
-    model = ExpertModel(config, Checkpoint(options["model"]), dtype, quantize=quantize)
+    device = checked_device(options["device"], member=options["member"], quantize=quantize)
+    say(f"checkpoint {options['model']}, on {device}")
+    model = ExpertModel(config, Checkpoint(options["model"]), dtype, device, quantize=quantize)
     say(f"transport {options['transport']}")
     transport = create_transport(options["transport"], member=options["member"])
     engine_options = EngineOptions(max_batch_tokens=options["max_batch_tokens"], stall_s=options["stall_s"])

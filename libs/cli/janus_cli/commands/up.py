@@ -73,6 +73,12 @@ _PORT = click.IntRange(0, 65535)
     help="Widest dtype of routed experts; int8 and int4 quantise them at load.",
 )
 @click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda:INDEX, or cuda: workers are dealt out over the GPUs.",
+)
+@click.option(
     "--kv-tokens", type=click.IntRange(0), default=0, help="Tokens each KV cache holds.  [default: 16384]"
 )
 @click.option(

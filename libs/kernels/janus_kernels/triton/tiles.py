@@ -7,6 +7,7 @@ token's bits do not depend on what is beside it.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ import triton.language as tl
 from triton import knobs
 
 _INTERPRETED = bool(knobs.runtime.interpret)
+_ONE_AT_A_TIME = threading.Lock()
+"""The interpreter keeps the place in the grid in a variable of its own."""
 ROWS = 16
 """Tokens per tile, the fewest that tensor cores take."""
 
@@ -26,7 +29,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         return
     if _INTERPRETED:
         # Masked places overflow and divide by zero, on a GPU as here; numpy would warn of each.
-        with np.errstate(all="ignore"):
+        with _ONE_AT_A_TIME, np.errstate(all="ignore"):
             kernel[grid](*args, **options)
         return
     device = args[0].device
