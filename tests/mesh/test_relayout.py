@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from janus_attention.engine import EngineOptions
+from janus_attention.forward import Forward
+from janus_moe.engine import MoeEngine
 from janus_placement import Report
-from janus_testing.inprocess import Answer, InProcessMesh
+from janus_testing.inprocess import Answer, InProcessMesh, Worker
+from janus_worker.lockstep import Interrupted, NewerEpoch
 
 pytestmark = pytest.mark.timeout(180)
 EXPERTS, LAYERS, SLOTS = 8, 3, 5
@@ -92,6 +97,70 @@ def test_experts_load_beside_the_steps(mixtral: Path, seed: int) -> None:
             ask("unload", rows, 3000 + mesh.epoch)
 
         equal(run(mesh, work, [change, give_up, change, give_up, change]), expected)
+
+
+@pytest.mark.parametrize("micro_batches", ["1", "2"])
+def test_no_step_is_lost_to_another_layout(
+    mixtral: Path, monkeypatch: pytest.MonkeyPatch, micro_batches: str
+) -> None:
+    """Workers hear of it at different times: a step is finished by all, or ends before its first answer."""
+    rng = random.Random(11)
+    work = prompts(rng, 6)
+    lost: list[int] = []
+    collect, tell = Forward._collect, Worker.send
+
+    def watch(self: Forward, lane: Any) -> None:
+        try:
+            collect(self, lane)
+        except (Interrupted, NewerEpoch):
+            lost.append(lane.layer)
+            raise
+
+    def tell_late(self: Worker, body: dict[str, Any]) -> None:
+        if body["t"] == "cohort":
+            time.sleep(rng.choice((0.0, 0.0, 0.01, 0.03)))
+        tell(self, body)
+
+    options = EngineOptions(kv_tokens=4096, micro_batches=micro_batches)
+    with InProcessMesh(mixtral, attention=2, experts=3, slots=SLOTS, attention_options=options) as mesh:
+        expected = run(mesh, work)
+        monkeypatch.setattr(Forward, "_collect", watch)
+        monkeypatch.setattr(Worker, "send", tell_late)
+
+        monkeypatch.setattr(
+            InProcessMesh, "workers",
+            property(lambda self: rng.sample([*self.attention, *self.moe], len(self.attention + self.moe))),
+        )  # fmt: skip
+        changes = [lambda: mesh.form(placement(rng, 3))] * 12
+        equal(run(mesh, work, changes), expected)
+    assert set(lost) <= {0}, "a step that was under way was abandoned"
+
+
+def test_who_waits_for_a_step_that_nobody_finishes_goes_on(
+    mixtral: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that left the step tells nobody: the others give it up after a while."""
+    monkeypatch.setattr("janus_worker.engine._FINISH_S", 0.2)
+    monkeypatch.setattr(MoeEngine, "_send_note", lambda *args, **kwargs: None)
+    rng = random.Random(5)
+    work = prompts(rng, 4)
+    with InProcessMesh(mixtral, attention=1, experts=2, slots=8) as mesh:
+        number = mesh.submit(work[0], max_tokens=64, logits=True)
+        expected = mesh.answer(number)
+        tell = Worker.send
+
+        def moe_first(self: Worker, body: dict[str, Any]) -> None:
+            if body["t"] == "cohort" and self in mesh.attention:
+                time.sleep(0.1)
+            tell(self, body)
+
+        monkeypatch.setattr(Worker, "send", moe_first)
+        monkeypatch.setattr(InProcessMesh, "workers", property(lambda self: [*self.moe, *self.attention]))
+        number = mesh.submit(work[0], max_tokens=64, logits=True)
+        for least in (10, 30, 50):
+            mesh.pump(lambda least=least: progress(mesh, [number]) >= least, f"{least} tokens")  # type: ignore[misc]
+            mesh.form([[list(range(8)), list(range(8))]] * LAYERS)
+        equal([mesh.answer(number)], [expected])
 
 
 @pytest.mark.parametrize("micro_batches", ["1", "2"])

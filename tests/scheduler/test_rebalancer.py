@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from janus_placement import Recorder
 from janus_runtime.coordination import Coordination
-from janus_runtime.errors import Internal
+from janus_runtime.errors import Internal, InvalidArgument
 from janus_runtime.records import Lease
 from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
@@ -132,6 +132,53 @@ async def test_it_loads_beside_and_then_switches(
         await m.report(HOT, seed=1)
         again = await m.rebalancer.rebalance(dry_run=False)
         assert not again.changed and "stays" in again.reason
+
+
+async def test_a_placement_that_is_asked_for_is_taken(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        assert m.publisher.layout is not None
+        before = m.publisher.layout
+        turned = [tuple(layer[1:] + layer[:1]) for layer in before.placement]
+        target = [before.placement[0], *turned[1:]]
+        dry = await m.rebalancer.rebalance(dry_run=True, target=target)
+        assert not dry.changed and dry.replicas_loaded == 2 * WORKERS * SLOTS
+        outcome = await m.rebalancer.rebalance(dry_run=False, target=target)
+        assert outcome.changed and m.publisher.layout.placement == tuple(target)
+        assert [v.layer for v in outcome.layers] == [1, 2]
+        assert "a_max" not in outcome.reason, "nothing was sampled yet"
+        for rank, worker in enumerate(m.workers):
+            assert worker.loaded == {(layer, e) for layer in (1, 2) for e in target[layer][rank]}
+        again = await m.rebalancer.rebalance(dry_run=False, target=target)
+        assert not again.changed and again.reason == "this placement is in force"
+        await m.report(HOT)
+        await m.rebalancer.rebalance(dry_run=True)
+        back = await m.rebalancer.rebalance(dry_run=False, target=before.placement)
+        assert back.changed and "expected a_max" in back.reason
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (lambda p: p[:2], "placement of 2 MoE layers; this model has 3"),
+        (lambda p: [p[0][:3], *p[1:]], "layer 0: placement of 3 instances"),
+        (lambda p: [p[0], ((0, 0, 1, 2), *p[1][1:]), p[2]], "layer 1: instance 0 hosts an expert twice"),
+        (lambda p: [*p[:2], ((0, 1, 2, 16), *p[2][1:])], "layer 2: instance 0 hosts"),
+        (lambda p: [*p[:2], ((0, 1, 2, 3, 4), *p[2][1:])], "layer 2: instance 0 hosts 5 experts in 4 slots"),
+        (lambda p: [*p[:2], (p[2][1], *p[2][1:])], "layer 2: experts [2, 6, 10, 14] have fewer than 1"),
+    ],
+)
+async def test_a_placement_that_workers_cannot_have_is_refused(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready, broken: Callable[..., Any], says: str
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        assert m.publisher.layout is not None
+        before = m.publisher.layout
+        with pytest.raises(InvalidArgument) as refused:
+            await m.rebalancer.rebalance(dry_run=False, target=broken(before.placement))
+        assert says in str(refused.value)
+        assert m.publisher.layout == before and not any(worker.loaded for worker in m.workers)
 
 
 async def test_a_worker_that_cannot_load_ends_the_attempt(

@@ -1,7 +1,8 @@
 """The loop that both engines share: control messages, cohort adoption, waits that say whom they wait for.
 
 An engine is one thread with a transport and a link to its control process; no gRPC, no Redis. A step that a
-new cohort, a lost peer or a newer epoch interrupts is abandoned and, on attention workers, repeated whole.
+new cohort, a lost peer or a newer epoch interrupts is abandoned and, on attention workers, repeated whole; for a
+cohort that differs in its layout alone the step is finished first.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from typing import Any
 from janus_transport import Exchange, Frame, PeerLost, Transport, WaitTimeout
 
 from janus_worker.link import ControlLink, Message
-from janus_worker.lockstep import CohortInbox, EngineCohort, Interrupted, NewerEpoch, ProtocolError
+from janus_worker.lockstep import (
+    CohortInbox,
+    EngineCohort,
+    Interrupted,
+    NewerEpoch,
+    ProtocolError,
+    members_of,
+)
 
 _LOG = logging.getLogger("janus.worker")
 _REPORT_S = 1.0
 _FOREVER_S = 3600.0
 _SPANS_HELD = 4096
+_FINISH_S = 2.0
+"""A step is finished before a new layout of the same cohort is taken up, unless it takes longer."""
 
 
 class Stop(Exception):
@@ -44,7 +54,10 @@ class CohortEngine(abc.ABC):
         """What ends a wait when readable, for :meth:`intake` to look at."""
         self._link = link
         self._stall_s = stall_s
+        self.amid = False
+        """Between a step's first exchange and its last: a new layout of the same cohort waits for its end."""
         self._announced: Message | None = None
+        self._finish_until = 0.0
         self._why = "the first one"
         self._spans: list[dict[str, Any]] = []
         self._reported = 0.0
@@ -84,6 +97,7 @@ class CohortEngine(abc.ABC):
             }
         )
         while True:
+            self.amid = False
             try:
                 if self._announced is not None:
                     self._take_up(self._announced)
@@ -148,6 +162,8 @@ class CohortEngine(abc.ABC):
         stalled = False
         while True:
             deadline = time.monotonic() + (_FOREVER_S if quiet else self._stall_s)
+            if self._announced is not None:
+                deadline = min(deadline, self._finish_until)
             try:
                 if self.exchange.wait(
                     ready, deadline=deadline, waiting_for=waiting_for, wake_fds=self.wake_fds
@@ -158,6 +174,8 @@ class CohortEngine(abc.ABC):
                 self.intake()
                 return False
             except WaitTimeout:
+                if self._announced is not None:  # whom the step waits for may have taken it up already
+                    raise Interrupted from None
                 if not quiet:
                     stalled = True
                     self._stalled(time.monotonic() - started, waiting_for())
@@ -188,17 +206,24 @@ class CohortEngine(abc.ABC):
         self._link.send({"t": "stall", "detail": detail})
 
     def intake(self) -> None:
-        """Handle control messages. Raises Stop, or Interrupted for a new cohort."""
+        """Handle control messages. Raises Stop, or Interrupted for a cohort that does not wait for the step's end."""
         for message in self._link.poll():
             kind = message.body.get("t")
             if kind == "stop":
                 raise Stop
             if kind == "cohort":
                 self._announced = message
+                only_layout = self.cohort is not None and self.cohort.members == members_of(message.body)
+                self._finish_until = time.monotonic() + _FINISH_S if only_layout else 0.0
             else:
                 self.handle(message)
-        if self._announced is not None:
+        if self._announced is not None and not (self.amid and time.monotonic() < self._finish_until):
             raise Interrupted
+
+    @property
+    def announced(self) -> bool:
+        """Whether a new cohort waits for the step's end."""
+        return self._announced is not None
 
     # Reports ----------------------------------------------------------------------------------
 

@@ -12,6 +12,9 @@ so that one is with the MoE workers while the other is not.
 
 Every frame carries its cohort epoch. An older one is dropped and counted; a newer one is kept and stops the
 step (:class:`NewerEpoch`), since the record that announces it is on its way.
+
+A cohort that differs in its layout alone is taken up after the step. An MoE worker that does so sends WAKE to every
+attention worker: one that has begun another step of the old epoch by then learns that nobody will answer it.
 """
 
 from __future__ import annotations
@@ -87,6 +90,11 @@ class EngineCohort:
             layout_version=body["layout_version"],
         )
 
+    @property
+    def members(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Members of both roles, in rank order."""
+        return tuple(p.member for p in self.attention), tuple(p.member for p in self.moe)
+
     def rank(self, member: int) -> int | None:
         """Rank of a member among its own role's workers; None when it is not in the cohort."""
         for peers in (self.attention, self.moe):
@@ -117,6 +125,11 @@ def cohort_message(record: Any, layout: Any) -> dict[str, Any]:
         "slots": layout.slots,
         "placement": layout.placement,
     }
+
+
+def members_of(body: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """As :attr:`EngineCohort.members`, of such a message's body."""
+    return tuple(row[0] for row in body["attention"]), tuple(row[0] for row in body["moe"])
 
 
 def _peers(rows: Iterable[Sequence[Any]]) -> tuple[Peer, ...]:

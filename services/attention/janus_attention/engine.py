@@ -265,7 +265,9 @@ class AttentionEngine(CohortEngine):
         split = choice == "2" or (choice == "auto" and self._forward.advice)
         step = build(pieces, self.batcher.pool.block_size, split=split)
         self.counters.prepare_seconds += time.perf_counter() - began
+        self.amid = True
         logits_NV = self._forward.run(step, cohort, trace)
+        self.amid = False
         self.counters.steps += 1
         if trace is not None and traced is not None and traced.trace is not None:
             self.span(

@@ -149,6 +149,8 @@ class MoeEngine(CohortEngine):
         self._replies = {(member, lane): self.exchange.allocate() for member in members for lane in (0, 1)}
         self._lanes = LaneAdvisor()
         self._rank, self._reporters = rank, len(cohort.moe)
+        # Whoever has begun a step of the epoch before, and would finish it, learns that it is over.
+        self._send_note(Kind.WAKE, [peer.member for peer in cohort.attention], 0, step=0)
         return rank
 
     def _load(self, keys: Sequence[tuple[int, int]]) -> None:
@@ -194,11 +196,15 @@ class MoeEngine(CohortEngine):
 
     def _layer_passes(self, lanes: list[list[int]], idle: list[int], total: int) -> None:
         """All passes of a step; ``lanes``: who has tokens in each."""
+        self.amid = True
         for layer in range(self._layers):
             for lane, members in enumerate(lanes):
                 self._turn(layer, lane, members)
         # The idle may start the next step; a repeat of the last layer is among the active alone.
         self._notify(Kind.STEP_DONE, idle, total)
+        self.amid = False
+        if self.announced:
+            return
         for lane, members in enumerate(lanes):
             self._repeats(self._layers, lane, members)
 
@@ -316,14 +322,16 @@ class MoeEngine(CohortEngine):
         self.exchange.pop(member)
 
     def _notify(self, kind: Kind, members: Sequence[int], total: int) -> None:
-        if self._rank != 0 or not members:
-            return
+        if self._rank == 0 and members:
+            self._send_note(kind, members, total, self.step)
+
+    def _send_note(self, kind: Kind, members: Sequence[int], total: int, step: int) -> None:
         self.exchange.reclaim(self._note)
         header = Header(
             kind=kind,
             flags=self._decodes if total else 0,
             epoch=self.inbox.epoch,
-            step=self.step,
+            step=step,
             source=self.member,
             tokens=total,
             payload_bytes=0,

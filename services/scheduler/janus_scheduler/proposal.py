@@ -10,6 +10,7 @@ from janus_kernels.replay import ActiveSets
 from janus_placement import (
     Budget,
     Placement,
+    PlacementError,
     Pool,
     Prices,
     RoutingWindow,
@@ -19,6 +20,7 @@ from janus_placement import (
     plan_change,
     to_hosted,
 )
+from janus_placement.search import lower_bounds
 
 MIN_SAMPLES = 64
 """Sampled tokens a layer needs before anything is said of it."""
@@ -108,6 +110,46 @@ def propose(
         if verdict.go:
             placement[layer] = change.target
     return Proposal(placement=tuple(placement), layers=tuple(verdicts))
+
+
+def demanded(
+    window: RoutingWindow | None,
+    pool: Pool,
+    current: Sequence[Placement],
+    target: Sequence[Placement],
+    policy: str,
+    *,
+    seed: int = 0,
+) -> Proposal:
+    """The move to ``target``, which somebody asked for: not judged, but said what it does to a_max where that is known.
+
+    Raises PlacementError naming the layer when ``target`` is none for this pool.
+    """
+    if len(target) != len(current):
+        raise PlacementError(f"placement of {len(target)} MoE layers; this model has {len(current)}")
+    replayed = policy if policy in ("optimal", "aebs") else "aebs"
+    verdicts = []
+    for layer, (now, then) in enumerate(zip(current, target, strict=True)):
+        try:
+            pool.check(then)
+        except PlacementError as error:
+            raise PlacementError(f"layer {layer}: {error}") from error
+        loads = tuple((g, e) for g, row in enumerate(then) for e in row if e not in now[g])
+        if now == then:
+            continue
+        routing = window.routing(layer) if window else None
+        before = after = bound = 0.0
+        if window is not None and routing is not None and len(routing.samples) >= MIN_SAMPLES:
+            sets = routing.draw([max(1, round(window.mean_batch(layer)))], 256, seed + 2 * layer)
+            before, after = (_mean(p, sets, replayed) for p in (now, then))
+            bound = float(lower_bounds(sets, pool.num_instances).mean())
+        verdicts.append(
+            LayerVerdict(
+                layer=layer, a_max_before=before, a_max_after=after, lower_bound=bound, go=True,
+                reason="asked for", loads=loads,
+            )
+        )  # fmt: skip
+    return Proposal(placement=tuple(target), layers=tuple(verdicts))
 
 
 def _mean(placement: Placement, sets: ActiveSets, policy: str) -> float:

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
 from janus_runtime.channel import connect
 from janus_runtime.coordination import Coordination, StatsSample
-from janus_runtime.errors import JanusError, Unavailable, from_rpc_error
+from janus_runtime.errors import InvalidArgument, JanusError, Unavailable, from_rpc_error
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease
 from janus_runtime.settings import ServiceSettings
 from janus_wire.v1 import moe_pb2, moe_pb2_grpc
@@ -27,7 +28,7 @@ from janus_scheduler.placement import pool_of
 from janus_scheduler.publisher import Publisher
 
 if TYPE_CHECKING:
-    from janus_placement import Prices, RoutingWindow
+    from janus_placement import Placement, Prices, RoutingWindow
 
     from janus_scheduler.proposal import LayerVerdict, Proposal
 
@@ -36,6 +37,7 @@ log = logging.getLogger("janus.scheduler")
 LOAD_DEADLINE_S = 120.0
 STATS_WINDOW_S = 60.0
 _UNLOAD_S = 10.0
+_GONE = "an MoE worker is gone; the next epoch brings a layout for those that are left"
 _FIRST_LOAD_S = 0.02
 """Seconds that loading a replica is thought to take before one was measured."""
 
@@ -110,8 +112,13 @@ class Rebalancer:
             if outcome.changed:
                 log.info("layout %d: %s", outcome.layout_version, outcome.reason)
 
-    async def rebalance(self, *, dry_run: bool, only_news: bool = False) -> Outcome:
-        """One look; with ``dry_run`` only what it would do. Raises JanusError when Redis is away."""
+    async def rebalance(
+        self, *, dry_run: bool, only_news: bool = False, target: Sequence[Placement] = ()
+    ) -> Outcome:
+        """One look; with ``dry_run`` only what it would do. ``target``: the placement to move to, instead of a search.
+
+        Raises JanusError when Redis is away, InvalidArgument for a ``target`` that the workers cannot have.
+        """
         async with self._one:
             await self._collect()
             cohort, layout, window = self._publisher.cohort, self._publisher.layout, self._known.window
@@ -120,6 +127,14 @@ class Rebalancer:
                     f"no layout yet: {self._publisher.status}", reason="NO_COHORT", retry_after_s=1.0
                 )
             stays = layout.version
+            if target:
+                moe = await self._leases(cohort)
+                if moe is None:
+                    return Outcome(changed=False, layout_version=stays, reason=_GONE)
+                asked_for = self._demanded(target, moe, cohort, layout)
+                if not asked_for.go:
+                    return Outcome(changed=False, layout_version=stays, reason="this placement is in force")
+                return await self._act(asked_for, moe, cohort, layout, dry_run=dry_run)
             if window is None or not window.layers:
                 return Outcome(changed=False, layout_version=stays, reason="no routing was reported yet")
             if window.num_experts != layout.num_experts:
@@ -132,10 +147,7 @@ class Rebalancer:
             self._known.news = False
             moe = await self._leases(cohort)
             if moe is None:
-                return Outcome(
-                    changed=False, layout_version=stays,
-                    reason="an MoE worker is gone; the next epoch brings a layout for those that are left",
-                )  # fmt: skip
+                return Outcome(changed=False, layout_version=stays, reason=_GONE)
             proposal = await self._propose(window, moe, cohort, layout)
             return await self._act(proposal, moe, cohort, layout, dry_run=dry_run)
 
@@ -218,6 +230,24 @@ class Rebalancer:
             propose, window, pool, layout.placement, prices, cohort.scheduling, seed=layout.version
         )
 
+    def _demanded(
+        self, target: Sequence[Placement], moe: list[Lease], cohort: CohortRecord, layout: LayoutRecord
+    ) -> Proposal:
+        from janus_placement import PlacementError
+
+        from janus_scheduler.proposal import demanded
+
+        window = self._known.window
+        if window is not None and window.num_experts != layout.num_experts:
+            window = None
+        try:
+            return demanded(
+                window, pool_of(moe, self._min_replicas), layout.placement, target, cohort.scheduling,
+                seed=layout.version,
+            )  # fmt: skip
+        except PlacementError as error:
+            raise InvalidArgument(str(error), field="placement") from error
+
     async def _prices(self, moe: list[Lease]) -> Prices:
         """What the workers measured in the last minute; without steps, nothing is worth moving."""
         from janus_placement import Prices
@@ -286,10 +316,10 @@ def _summary(proposal: Proposal, loads: int) -> str:
     if not moving:
         why = proposal.layers[0].reason if len(proposal.layers) == 1 else _most_common(proposal)
         return f"the placement stays: a_max {before:.2f}, bound {bound:.2f}; {why}"
-    return (
-        f"{loads} replicas to load in {moving} of {len(proposal.layers)} layers; expected a_max "
-        f"{before:.2f} -> {after:.2f}, bound {bound:.2f}"
-    )
+    text = f"{loads} replicas to load in {moving} of {len(proposal.layers)} layers"
+    if not before:  # nothing was sampled of what was asked for
+        return text
+    return f"{text}; expected a_max {before:.2f} -> {after:.2f}, bound {bound:.2f}"
 
 
 def _most_common(proposal: Proposal) -> str:

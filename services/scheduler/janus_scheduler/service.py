@@ -77,13 +77,15 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Rebalance(
         self, request: scheduler_pb2.RebalanceRequest, context: Any
     ) -> scheduler_pb2.RebalanceResponse:
-        """Look for a placement that pays, and move to it unless ``dry_run``; only the scheduler in office moves."""
+        """Look for a placement that pays, or take the one given, and move unless ``dry_run``; only the scheduler in
+        office moves."""
         if not (request.dry_run or self._publisher.in_office):
             raise FailedPrecondition(
                 f"this scheduler stands by; in office is {await self._coordination.leader() or 'nobody'}",
                 reason="NOT_IN_OFFICE", next_step="Ask the scheduler in office, or with dry_run.",
             )  # fmt: skip
-        outcome = await self._rebalancer.rebalance(dry_run=request.dry_run)
+        target = [tuple(tuple(row.experts) for row in layer.instances) for layer in request.placement]
+        outcome = await self._rebalancer.rebalance(dry_run=request.dry_run, target=target)
         return scheduler_pb2.RebalanceResponse(
             changed=outcome.changed, layout_version=outcome.layout_version, reason=outcome.reason,
             replicas_loaded=outcome.replicas_loaded,

@@ -70,10 +70,12 @@ class ScheduleResponse(_message.Message):
     def __init__(self, replica_ids: _Optional[_Iterable[int]] = ..., instance_load: _Optional[_Iterable[int]] = ..., a_max: _Optional[int] = ..., slots: _Optional[int] = ..., digest: _Optional[int] = ...) -> None: ...
 
 class RebalanceRequest(_message.Message):
-    __slots__ = ("dry_run",)
+    __slots__ = ("dry_run", "placement")
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     dry_run: bool
-    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+    placement: _containers.RepeatedCompositeFieldContainer[_common_pb2.LayerPlacement]
+    def __init__(self, dry_run: _Optional[bool] = ..., placement: _Optional[_Iterable[_Union[_common_pb2.LayerPlacement, _Mapping]]] = ...) -> None: ...
 
 class RebalanceResponse(_message.Message):
     __slots__ = ("changed", "layout_version", "reason", "layers", "replicas_loaded")
