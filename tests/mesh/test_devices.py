@@ -101,6 +101,6 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     refused("cuda:4", "cuda:0..cuda:3")
-    refused("cuda:1", "8 or 4 bits", quantize="int4")
+    refused("cuda:1", "no kernel for GPUs", quantize="int4")
     assert [checked_device(name, member=5) for name in ("cuda", "cuda:3")] == ["cuda:1", "cuda:3"]
     assert chosen == [1, 3]

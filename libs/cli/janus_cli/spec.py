@@ -41,6 +41,8 @@ class MeshSpec:
     """Widest dtype of weights and KV cache."""
     expert_dtype: str = "same"
     """Widest dtype of routed experts, or int8 or int4."""
+    attention_dtype: str = "same"
+    """Matrices of attention, dense FFNs and shared experts: as they are, or int8 or int4."""
     device: str = "cpu"
     """Where workers compute: ``cpu``, ``cuda:INDEX``, or ``cuda``, which deals out the GPUs."""
     kv_tokens: int = 0
@@ -108,6 +110,8 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
             mesh.dtype,
             "--expert-dtype",
             mesh.expert_dtype,
+            "--attention-dtype",
+            mesh.attention_dtype,
             "--device",
             mesh.device,
             "--threads",

@@ -16,6 +16,7 @@ from janus_models.config import ModelConfig
 from janus_models.errors import ConfigError
 from janus_models.kvcache import BatchMeta, KvCache
 from janus_models.layers import Attention, DenseFfn, SharedExpert, build_attention
+from janus_models.loading import Loader
 from janus_models.rope import RopeTable
 from janus_models.weights import Weights
 
@@ -51,6 +52,7 @@ class AttentionModel:
 
     ``dtype`` is that of weights and KV cache ("float32", "bfloat16", "float16"). Weights stored in
     another dtype are converted on loading; those already in it are views on the mapped file.
+    ``quantize``, ``int8`` or ``int4``: the matrices of attention, dense FFNs and shared experts, as they are loaded.
     Raises CheckpointError when a tensor is absent or has another shape than config.json implies.
     """
 
@@ -60,34 +62,32 @@ class AttentionModel:
         checkpoint: Checkpoint,
         dtype: str | torch.dtype = "float32",
         device: str = "cpu",
+        quantize: str | None = None,
     ) -> None:
         self.config = config
         self.dtype = torch_dtype(dtype)
         self.device = device
         self.moe_layers = list(config.moe_layers)
         self._moe_layers = frozenset(self.moe_layers)
-        self._weights = Weights(checkpoint, config.quantisation)
+        load = Loader(Weights(checkpoint, config.quantisation), self.dtype, device, quantize)
         names, width = config.family.tensors, (config.vocab_size, config.hidden)
-        self._embedding = self._load(names.embedding, width)
-        self._final_norm = self._load(names.final_norm, (config.hidden,))
-        self._head = self._embedding if config.tied_embeddings else self._load(names.head, width)
-        self._layers = [self._load_layer(layer) for layer in range(config.num_layers)]
+        self._embedding = load(names.embedding, width)
+        self._final_norm = load(names.final_norm, (config.hidden,))
+        self._head = self._embedding if config.tied_embeddings else load(names.head, width)
+        self._layers = [self._load_layer(layer, load) for layer in range(config.num_layers)]
         self._rope = RopeTable(config.rope, config.rope_dim, device)
 
-    def _load(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self._weights.tensor(name, shape).to(device=self.device, dtype=self.dtype)
-
-    def _load_layer(self, layer: int) -> _Layer:
+    def _load_layer(self, layer: int, load: Loader) -> _Layer:
         config, names = self.config, self.config.family.tensors
         local: DenseFfn | SharedExpert | None = None
         if layer not in self._moe_layers:
-            local = DenseFfn(names.dense, self._load, layer, config.dense_hidden, config.hidden)
+            local = DenseFfn(names.dense, load, layer, config.dense_hidden, config.hidden)
         elif config.moe.shared:
-            local = SharedExpert(config, self._load, layer)
+            local = SharedExpert(config, load, layer)
         return _Layer(
-            attention_norm=self._load(names.attention_norm.format(layer=layer), (config.hidden,)),
-            attention=build_attention(config, self._load, layer),
-            moe_norm=self._load(names.moe_norm.format(layer=layer), (config.hidden,)),
+            attention_norm=load(names.attention_norm.format(layer=layer), (config.hidden,)),
+            attention=build_attention(config, load, layer),
+            moe_norm=load(names.moe_norm.format(layer=layer), (config.hidden,)),
             local=local,
         )
 

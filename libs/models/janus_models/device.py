@@ -42,8 +42,8 @@ def checked_device(name: str, *, member: int, quantize: str | None = None) -> st
         raise _error(name, f"torch sees {count} GPUs", f"cuda:0..cuda:{count - 1}")
     if quantize:
         raise ConfigError(
-            "no kernel for GPUs takes weights in 8 or 4 bits", field="--expert-dtype", value=quantize,
-            allowed="float32, bfloat16, float16", next_step="Leave --expert-dtype out, or compute on cpu.",
+            "no kernel for GPUs takes it", field="--expert-dtype or --attention-dtype", value=quantize,
+            allowed="float32, bfloat16, float16", next_step="Leave them out, or compute on cpu.",
         )  # fmt: skip
     torch.cuda.set_device(index)
     return f"cuda:{index}"

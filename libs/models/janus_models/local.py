@@ -38,13 +38,14 @@ class LocalModel:
         dtype: str = "float32",
         *,
         expert_dtype: str | None = None,
+        attention_dtype: str | None = None,
         device: str = "cpu",
         kv_blocks: int = 256,
         block_size: int = 16,
     ) -> None:
         self.config = load_config(directory)
         checkpoint = Checkpoint(directory)
-        self.attention = AttentionModel(self.config, checkpoint, dtype, device)
+        self.attention = AttentionModel(self.config, checkpoint, dtype, device, attention_dtype)
         quantize = expert_dtype if expert_dtype in ("int8", "int4") else None
         self.experts = ExpertModel(
             self.config, checkpoint, dtype if quantize else expert_dtype or dtype, device, quantize

@@ -22,6 +22,8 @@ class WorkerSettings(ServiceSettings):
     """Widest dtype of weights and KV cache."""
     expert_dtype: str = setting("same", choices=("same", *_DTYPES, "int8", "int4"))
     """Widest dtype of routed experts; int8 and int4 quantise them at load. The same in the whole mesh."""
+    attention_dtype: str = setting("same", choices=("same", "int8", "int4"))
+    """Quantise the matrices of attention, dense FFNs and shared experts at load. The same in the whole mesh."""
     device: str = setting("cpu")
     """Where the engine computes: cpu, cuda:INDEX, or cuda, which deals out the GPUs it sees (docs/gpu.md)."""
     transport: str = setting("ucx", choices=("ucx",))
@@ -50,6 +52,7 @@ class WorkerSettings(ServiceSettings):
             "dtype": self.dtype,
             "expert_dtype": self.dtype if self.expert_dtype == "same" else self.expert_dtype,
             "device": self.device,
+            "attention_dtype": self.attention_dtype,
             "transport": self.transport,
             "max_batch_tokens": self.max_batch_tokens,
             "threads": self.threads or max(1, (os.cpu_count() or 2) // 2),
@@ -60,4 +63,5 @@ class WorkerSettings(ServiceSettings):
     def cohort_key(self, checkpoint_fingerprint: str) -> str:
         """What members of a cohort must agree on, readable where it differs."""
         experts = "" if self.expert_dtype in ("same", self.dtype) else f"/{self.expert_dtype} experts"
-        return f"{checkpoint_fingerprint}/{self.dtype}{experts}/{self.max_batch_tokens} tokens"
+        attention = "" if self.attention_dtype == "same" else f"/{self.attention_dtype} attention"
+        return f"{checkpoint_fingerprint}/{self.dtype}{experts}{attention}/{self.max_batch_tokens} tokens"

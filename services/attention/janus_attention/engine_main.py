@@ -28,11 +28,13 @@ def build(options: dict[str, Any], link: ControlLink) -> AttentionEngine:
     torch.set_num_threads(options["threads"])
     set_num_threads(options["threads"])
     torch.set_grad_enabled(False)
-    device = checked_device(options["device"], member=options["member"])
+    attention = options["attention_dtype"]
+    quantize = None if attention == "same" else attention
+    device = checked_device(options["device"], member=options["member"], quantize=quantize)
     say(f"checkpoint {options['model']}, on {device}")
     config = load_config(options["model"])
     checkpoint = Checkpoint(options["model"])
-    model = AttentionModel(config, checkpoint, options["dtype"], device)
+    model = AttentionModel(config, checkpoint, options["dtype"], device, quantize)
     routers = ExpertModel(config, checkpoint, options["dtype"], device)
     say(f"transport {options['transport']}")
     transport = create_transport(options["transport"], member=options["member"])

@@ -73,6 +73,13 @@ _PORT = click.IntRange(0, 65535)
     help="Widest dtype of routed experts; int8 and int4 quantise them at load.",
 )
 @click.option(
+    "--attention-dtype",
+    type=click.Choice(["same", "int8", "int4"]),
+    default="same",
+    show_default=True,
+    help="Quantise the matrices of attention, dense FFNs and shared experts at load.",
+)
+@click.option(
     "--device",
     default="cpu",
     show_default=True,

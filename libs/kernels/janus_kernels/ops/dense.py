@@ -9,8 +9,12 @@ from janus_kernels.ops.table import backend_of
 from janus_kernels.ops.types import fp32
 
 
-def linear(x_TD: torch.Tensor, weight_ND: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b: fp32 [T, d] by float [N, d] -> fp32 [T, N]."""
+def linear(
+    x_TD: torch.Tensor, weight_ND: torch.Tensor | QuantizedWeight, bias_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W^T + b: fp32 [T, d] by float or quantised [N, d] -> fp32 [T, N]."""
+    if isinstance(weight_ND, QuantizedWeight):
+        return quantized_linear(x_TD, weight_ND, bias_N)
     if x_TD.dim() != 2 or weight_ND.dim() != 2 or x_TD.shape[1] != weight_ND.shape[1]:
         raise ValueError(f"linear: x {tuple(x_TD.shape)} by weight {tuple(weight_ND.shape)}")
     if bias_N is not None and bias_N.shape != weight_ND.shape[:1]:

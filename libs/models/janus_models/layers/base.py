@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from janus_kernels.ops import QuantizedWeight
 
 from janus_models.kvcache import BatchMeta, KvCache
 
-Load = Callable[[str, tuple[int, ...]], torch.Tensor]
-"""Reads a tensor of this name and shape, in the serving dtype, on the device."""
+Matrix = torch.Tensor | QuantizedWeight
+
+
+class Load(Protocol):
+    """Reads weights by name, checking their shape, in the serving dtype, on the device."""
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Any tensor."""
+        ...
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        """What a linear layer multiplies by: quantised where that was asked for."""
+        ...
 
 
 class Attention(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from janus_kernels.ops import linear, swiglu_ffn
+from janus_kernels.ops import ExpertSet, ExpertWeights, QuantizedWeight, expert_ffn, linear, swiglu_ffn
 
 from janus_models.config import ModelConfig
 from janus_models.layers.base import Load
@@ -16,13 +16,27 @@ class DenseFfn:
 
     def __init__(self, template: str, load: Load, layer: int, hidden: int, width: int) -> None:
         shapes = {"gate": (hidden, width), "up": (hidden, width), "down": (width, hidden)}
-        self._gate, self._up, self._down = (
-            load(template.format(layer=layer, part=part), shape) for part, shape in shapes.items()
-        )
+        parts = [
+            load.matrix(template.format(layer=layer, part=part), shape) for part, shape in shapes.items()
+        ]
+        self._plain = [part for part in parts if isinstance(part, torch.Tensor)]
+        self._expert: ExpertSet | None = None
+        if not self._plain:
+            gate, up, down = (part for part in parts if isinstance(part, QuantizedWeight))
+            self._expert = ExpertSet({
+                0: ExpertWeights(gate.data, up.data, down.data, scales=(gate.scale, up.scale, down.scale))
+            })  # fmt: skip
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
         """fp32 [T, d] -> fp32 [T, d]."""
-        return swiglu_ffn(x_TD, self._gate, self._up, self._down)
+        if self._expert is None:
+            return swiglu_ffn(x_TD, *self._plain)
+        # The one expert that every token goes to.
+        ids_T1 = torch.zeros(len(x_TD), 1, dtype=torch.int32)
+        weights_T1 = torch.ones(len(x_TD), 1, dtype=torch.float64)
+        out_TD = torch.empty(x_TD.shape, dtype=torch.float64)
+        expert_ffn(x_TD, ids_T1, weights_T1, ids_T1 == 0, self._expert, out_TD)
+        return out_TD.float()
 
 
 class SharedExpert:

@@ -23,7 +23,7 @@ class GroupedAttention:
         query, keys = self._heads * config.head_dim, self._kv_heads * config.head_dim
         shapes = {"q": (query, d), "k": (keys, d), "v": (keys, d), "o": (d, query)}
         bases = {part: names.projection.format(layer=layer, part=part) for part in shapes}
-        self._weights = {part: load(base + ".weight", shapes[part]) for part, base in bases.items()}
+        self._weights = {part: load.matrix(base + ".weight", shapes[part]) for part, base in bases.items()}
         self._biases = {part: load(bases[part] + ".bias", shapes[part][:1]) for part in config.biases}
         self._norm_rows = config.family.qk_norm == "row"
         self._norm_eps = config.norm_eps

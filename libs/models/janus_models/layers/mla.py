@@ -41,7 +41,7 @@ class LatentAttention:
             bases["q_a"], shapes["q_a"] = projection("q_a"), (spec.query_rank, d)
             bases["q"], shapes["q"] = projection("q_b"), (rows, spec.query_rank)
             self._query_norm = load(names.latent_query_norm.format(layer=layer), (spec.query_rank,))
-        self._weights = {part: load(base + ".weight", shapes[part]) for part, base in bases.items()}
+        self._weights = {part: load.matrix(base + ".weight", shapes[part]) for part, base in bases.items()}
         self._biases = {
             part: load(bases[part] + ".bias", shapes[part][:1]) for part in config.biases if part in bases
         }
