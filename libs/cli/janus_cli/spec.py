@@ -35,6 +35,8 @@ class MeshSpec:
     """``moe`` or ``attention``."""
     scheduling: str = "optimal"
     """Activation scheduling policy."""
+    exchange: str = "auto"
+    """How layers are exchanged between nodes: auto, 1pc, 2pc-1 or 2pc-2."""
     slots: int = 0
     """Expert slots per MoE worker and layer; 0: one per expert of the model."""
     dtype: str = "float32"
@@ -125,7 +127,7 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
     return [
         make(
             Role.SCHEDULER, 0, "--min-attention", mesh.attention, "--min-experts", mesh.experts,
-            "--gating", mesh.gating, "--scheduling", mesh.scheduling,
+            "--gating", mesh.gating, "--scheduling", mesh.scheduling, "--exchange", mesh.exchange,
         ),
         *(worker(Role.MOE, i, "--slots", mesh.slots) for i in range(mesh.experts)),
         *(worker(Role.ATTENTION, i, *kv) for i in range(mesh.attention)),

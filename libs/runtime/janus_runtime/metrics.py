@@ -125,6 +125,15 @@ ATTENTION = (
         "layer_exchange_seconds", "histogram", "s", "exchange_latency", "exchange_seconds of single MoE layers."
     ),
     _attention("exchange_sent_bytes", "counter", "bytes", "exchange_bytes_sent", "Sent over the exchange."),
+    _attention("exchange_sent_messages", "counter", "messages", "exchange_messages_sent", "Sent over the exchange."),
+    _attention(
+        "internode_sent_messages", "counter", "messages", "internode_messages_sent",
+        "Of exchange_sent_messages: to workers on other nodes.",
+    ),
+    _attention(
+        "internode_sent_bytes", "counter", "bytes", "internode_bytes_sent",
+        "Of exchange_sent_bytes: to workers on other nodes.",
+    ),
     _attention(
         "exchange_received_bytes", "counter", "bytes", "exchange_bytes_received", "Received over the exchange."
     ),
@@ -164,6 +173,15 @@ MOE = (
     _moe("schedule_seconds", "histogram", "s", "schedule_latency", "Activation scheduling of one layer."),
     _moe("wait_seconds", "counter", "s", "wait_seconds", "Time waiting for frames of attention workers, within steps."),
     _moe("exchange_sent_bytes", "counter", "bytes", "exchange_bytes_sent", "Sent over the exchange."),
+    _moe("exchange_sent_messages", "counter", "messages", "exchange_messages_sent", "Sent over the exchange."),
+    _moe(
+        "internode_sent_messages", "counter", "messages", "internode_messages_sent",
+        "Of exchange_sent_messages: to workers on other nodes.",
+    ),
+    _moe(
+        "internode_sent_bytes", "counter", "bytes", "internode_bytes_sent",
+        "Of exchange_sent_bytes: to workers on other nodes.",
+    ),
     _moe("exchange_received_bytes", "counter", "bytes", "exchange_bytes_received", "Received over the exchange."),
     _moe("hosted_experts", "gauge", "experts", "experts_hosted", "Expert replicas placed here, over all layers."),
     _moe("hosted_expert_bytes", "gauge", "bytes", "expert_bytes", "Size of their weights."),

@@ -189,12 +189,14 @@ class CohortRecord(_Json):
     """``moe`` (EGate) or ``attention`` (AGate)."""
     scheduling: str = "optimal"
     """Activation scheduling policy: optimal, aebs, token-balanced, random."""
+    exchange: str = "auto"
+    """How layers are exchanged between nodes: auto, 1pc, 2pc-1, 2pc-2 (docs/exchange.md)."""
     model: str = ""
 
 
 CohortRecord._TYPES = {  # type: ignore[attr-defined]
     "epoch": _whole, "attention": _members, "moe": _members, "layout_version": _whole, "gating": _text,
-    "scheduling": _text, "model": _text,
+    "scheduling": _text, "exchange": _text, "model": _text,
 }  # fmt: skip
 
 

@@ -70,6 +70,8 @@ class Worker:
     spans: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     failure: list[BaseException] = field(default_factory=list)
+    node: str = ""
+    """Label of the node that it says to be on."""
 
     def send(self, body: dict[str, Any]) -> None:
         """A control message to the engine."""
@@ -88,6 +90,8 @@ class InProcessMesh:
         slots: int | None = None,
         gating: str = "moe",
         scheduling: str = "optimal",
+        exchange: str = "auto",
+        nodes: Callable[[str, int], str] = lambda role, index: "",
         transport: str = "inproc",
         attention_options: AttentionOptions | None = None,
         moe_options: MoeOptions | None = None,
@@ -96,9 +100,11 @@ class InProcessMesh:
         device: str = "cpu",
         timeout_s: float = 60.0,
     ) -> None:
+        """``nodes``: from a worker's role and number among those of its role, from 0, to its node's label."""
         self.model_dir = Path(model_dir)
         self.config = load_config(model_dir)
-        self.gating, self.scheduling = gating, scheduling
+        self.gating, self.scheduling, self.exchange = gating, scheduling, exchange
+        self._nodes = nodes
         self.slots = slots
         self.epoch = 0
         self.attention: list[Worker] = []
@@ -156,6 +162,7 @@ class InProcessMesh:
             )  # fmt: skip
 
         worker = self._start("attention", build)
+        worker.node = self._nodes("attention", len(self.attention))
         self.attention.append(worker)
         return worker
 
@@ -167,6 +174,7 @@ class InProcessMesh:
             return MoeEngine(model, transport, link, member=member, options=self._moe_options)
 
         worker = self._start("moe", build)
+        worker.node = self._nodes("moe", len(self.moe))
         self.moe.append(worker)
         return worker
 
@@ -222,6 +230,7 @@ class InProcessMesh:
             placement = layers_round_robin(count, [slots] * len(self.moe), layers)
         body = {
             "t": "cohort", "epoch": self.epoch, "gating": self.gating, "scheduling": self.scheduling,
+            "exchange": self.exchange,
             "attention": [self._row(worker) for worker in self.attention],
             "moe": [self._row(worker) for worker in self.moe],
             "layout_version": self.epoch, "num_experts": count, "slots": slots, "placement": placement,
@@ -233,7 +242,7 @@ class InProcessMesh:
     @staticmethod
     def _row(worker: Worker) -> list[Any]:
         address = base64.b64encode(bytes.fromhex(worker.hello["address"])).decode()
-        return [worker.member, address, worker.worker_id]
+        return [worker.member, address, worker.worker_id, worker.node]
 
     # Requests ---------------------------------------------------------------------------------
 

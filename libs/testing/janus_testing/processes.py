@@ -48,11 +48,13 @@ class ProcessMesh(InProcessMesh):
 
     def add_attention(self) -> Worker:
         worker = self._launch("attention", dataclasses.asdict(self._attention_options))
+        worker.node = self._nodes("attention", len(self.attention))
         self.attention.append(worker)
         return worker
 
     def add_moe(self) -> Worker:
         worker = self._launch("moe", dataclasses.asdict(self._moe_options))
+        worker.node = self._nodes("moe", len(self.moe))
         self.moe.append(worker)
         return worker
 

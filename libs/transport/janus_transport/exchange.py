@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from janus_transport.base import Bytes, PeerLost, Request, Transport, TransportError, Truncated, WaitTimeout
-from janus_transport.framing import HEADER_BYTES, FrameError, Header, decode, wipe
+from janus_transport.framing import HEADER_BYTES, FrameError, Header, Kind, decode, wipe
 
 _LOG = logging.getLogger("janus.transport")
 _RECLAIM_S = 1.0
@@ -75,7 +75,7 @@ class Exchange:
     def __init__(self, transport: Transport, *, member: int, max_payload: int, depth: int = 4) -> None:
         """``max_payload``: bytes; ``depth``: frames that a peer may have under way to us."""
         self._transport = transport
-        self._member = member
+        self.member = member
         self._max_payload = max_payload
         self._depth = depth
         self._links: dict[int, _Link] = {}
@@ -83,20 +83,22 @@ class Exchange:
         """Members that left, oldest first."""
         self._addresses: dict[int, bytes] = {}
         """Of members linked or parked."""
-        self.bytes_sent = 0
+        self._remote: frozenset[int] = frozenset()
         self.bytes_received = 0
-        self.messages_sent = 0
         self.messages_received = 0
+        self.sent: dict[tuple[Kind, bool], list[int]] = {}
+        """[messages, bytes] by kind and whether they went to another node."""
         self.rejected = 0
         """Frames dropped: malformed, oversized, or of a sender that is not who it says."""
 
-    def set_peers(self, peers: Mapping[int, bytes]) -> None:
-        """Talk to exactly these members; those who stay are left as they are.
+    def set_peers(self, peers: Mapping[int, bytes], *, remote: Iterable[int] = ()) -> None:
+        """Talk to exactly these members; those who stay are left as they are. ``remote``: those on other nodes.
 
         The link of a living member that leaves is parked, as it may return: closing it would break the other
         side's. A link that has failed is closed, and one of a member that stays is then made anew. Raises
         PeerLost when one cannot be made; those not yet connected then wait for the next call.
         """
+        self._remote = frozenset(remote)
         for member in [m for m, a in self._addresses.items() if peers.get(m, a) != a or self._failed(m)]:
             self._close(member)
         for member in [m for m in self._links if m not in peers]:
@@ -160,8 +162,25 @@ class Exchange:
             if peer not in self._links:
                 raise PeerLost(peer, "not a peer")
             buffer.requests.append(self._transport.send(peer, message))
-            self.messages_sent += 1
-            self.bytes_sent += size
+            key = (header.kind, peer in self._remote)
+            count = self.sent.get(key) or self.sent.setdefault(key, [0, 0])
+            count[0] += 1
+            count[1] += size
+
+    @property
+    def bytes_sent(self) -> int:
+        """Headers included."""
+        return sum(size for _, size in self.sent.values())
+
+    @property
+    def messages_sent(self) -> int:
+        """To peers on any node."""
+        return sum(count for count, _ in self.sent.values())
+
+    def internode(self, kind: Kind | None = None) -> tuple[int, int]:
+        """(messages, bytes) sent to other nodes, of one kind or all."""
+        rows = [row for (of, remote), row in self.sent.items() if remote and kind in (None, of)]
+        return sum(row[0] for row in rows), sum(row[1] for row in rows)
 
     def peek(self, peer: int) -> Frame | None:
         """Oldest frame of ``peer`` that has not been consumed; None when there is none."""

@@ -3,8 +3,8 @@
 The header is 128 bytes, little-endian, so that payloads of aligned buffers are aligned::
 
     magic "JNS1", version u8, kind u8, flags u16, epoch u64, step u64, layer u16, lane u16, source u32,
-    tokens u32, dtype u8, topk u8, payload_bytes u64, digest u64, elapsed_us u32, trace_id 16, span_id 8,
-    end "1SNJ"
+    tokens u32, dtype u8, topk u8, scheme u8, payload_bytes u64, digest u64, elapsed_us u32, trace_id 16,
+    span_id 8, active 32, end "1SNJ"
 
 Transports do not tell how long a message was: receive buffers are wiped before use (:func:`wipe`), and what is
 shorter than a header then lacks the end.
@@ -20,9 +20,10 @@ from janus_transport.base import Bytes, TransportError
 
 MAGIC = b"JNS1"
 END = MAGIC[::-1]
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 128
-_LAYOUT = struct.Struct("<4sBBHQQHHIIBB2xQQI4x16s8s36x4s")
+_LAYOUT = struct.Struct("<4sBBHQQHHIIBBBxQQI4x16s8s4x32s4s")
+_NO_ACTIVE = bytes(32)
 assert _LAYOUT.size == HEADER_BYTES
 
 
@@ -81,16 +82,22 @@ class Header:
     """Time the sender computed."""
     trace_id: bytes = bytes(16)
     span_id: bytes = bytes(8)
+    scheme: int = 0
+    """How this layer is exchanged, topology.Scheme; in the coordinator's answers to a step's first layer, how
+    the others will be."""
+    active: int = 0
+    """Bits of the attention ranks with tokens in this step, in those answers alone; below 2^256."""
 
     def encode_into(self, buffer: Bytes) -> None:
         """Write to the first 128 bytes. Raises FrameError for a value outside its field's range."""
         try:
             _LAYOUT.pack_into(
                 buffer.data, 0, MAGIC, VERSION, self.kind, self.flags, self.epoch, self.step, self.layer,
-                self.lane, self.source, self.tokens, self.dtype, self.topk, self.payload_bytes, self.digest,
-                min(self.elapsed_us, 0xFFFFFFFF), self.trace_id, self.span_id, END,
+                self.lane, self.source, self.tokens, self.dtype, self.topk, self.scheme, self.payload_bytes,
+                self.digest, min(self.elapsed_us, 0xFFFFFFFF), self.trace_id, self.span_id,
+                self.active.to_bytes(32, "little") if self.active else _NO_ACTIVE, END,
             )  # fmt: skip
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             raise FrameError(f"header field out of range: {error} in {self}") from error
 
     @staticmethod
@@ -109,8 +116,8 @@ def decode(buffer: Bytes) -> Header:
     if buffer.nbytes < HEADER_BYTES:
         raise FrameError(f"{buffer.nbytes} bytes are no header of {HEADER_BYTES}")
     (
-        magic, version, kind, flags, epoch, step, layer, lane, source, tokens, dtype, topk, payload_bytes, digest,
-        elapsed_us, trace_id, span_id, end,
+        magic, version, kind, flags, epoch, step, layer, lane, source, tokens, dtype, topk, scheme, payload_bytes,
+        digest, elapsed_us, trace_id, span_id, active, end,
     ) = _LAYOUT.unpack_from(buffer.data)  # fmt: skip
     if magic != MAGIC:
         raise FrameError(f"magic is {magic!r}, not {MAGIC!r}")
@@ -128,5 +135,6 @@ def decode(buffer: Bytes) -> Header:
     return Header(
         kind=known, flags=flags, epoch=epoch, step=step, layer=layer, lane=lane, source=source, tokens=tokens,
         dtype=dtype, topk=topk, payload_bytes=payload_bytes, digest=digest, elapsed_us=elapsed_us,
-        trace_id=trace_id, span_id=span_id,
+        trace_id=trace_id, span_id=span_id, scheme=scheme,
+        active=0 if active == _NO_ACTIVE else int.from_bytes(active, "little"),
     )  # fmt: skip

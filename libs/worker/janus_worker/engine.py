@@ -245,12 +245,16 @@ class CohortEngine(abc.ABC):
         self._reported = now
         self._flush_spans()
         exchange = self.exchange
+        messages, size = exchange.internode()
         self._link.send(
             {
                 "t": "stats",
                 "stats": {
                     **self.statistics(),
                     "exchange_bytes_sent": exchange.bytes_sent,
+                    "exchange_messages_sent": exchange.messages_sent,
+                    "internode_messages_sent": messages,
+                    "internode_bytes_sent": size,
                     "exchange_bytes_received": exchange.bytes_received,
                     "rejected_messages": exchange.rejected + self.inbox.stale,
                 },

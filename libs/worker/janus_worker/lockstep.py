@@ -4,7 +4,7 @@ Per step and MoE layer each attention worker with tokens sends one HIDDEN frame 
 gets one PARTIAL from each. At a step's first MoE layer *every* attention worker sends a frame; one with no
 work sends zero tokens, and the coordinator (MoE rank 0) answers it with STEP_DONE, whose ``tokens`` is the
 step's total. A total of zero puts the cohort to sleep; the coordinator wakes the others (WAKE) when one of
-them starts the next step.
+them starts the next step. Between nodes, layers after the first may go by way of leaders (docs/exchange.md).
 
 A worker may split its tokens into two micro-batches, lanes 0 and 1 (``Header.lane``), each with a frame of its
 own in every layer. It says so in the step's first frame (Flag.SPLIT); the lanes then take turns, layer by layer,
@@ -27,6 +27,7 @@ from typing import Any
 
 from janus_transport.exchange import Exchange, Frame
 from janus_transport.framing import Kind
+from janus_transport.topology import Topology
 
 
 class Flag(enum.IntFlag):
@@ -40,6 +41,8 @@ class Flag(enum.IntFlag):
     """Some stream decodes in this step. In a request: of its sender; in PARTIAL and STEP_DONE: of the cohort."""
     SPLIT = 8
     """In a step's first frame: its sender has a second lane. In PARTIAL: the coordinator advises to split steps."""
+    MIXED = 16
+    """In PARTIAL: it sums what MoE workers with different digests computed."""
 
 
 class NewerEpoch(Exception):
@@ -65,6 +68,7 @@ class Peer:
     member: int
     address: bytes
     worker_id: str = ""
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,8 @@ class EngineCohort:
     gating: str
     scheduling: str
     layout_version: int
+    exchange: str = "auto"
+    """How layers are exchanged between nodes: topology.EXCHANGES."""
 
     @classmethod
     def from_message(cls, body: Mapping[str, Any]) -> EngineCohort:
@@ -88,12 +94,24 @@ class EngineCohort:
             gating=body["gating"],
             scheduling=body["scheduling"],
             layout_version=body["layout_version"],
+            exchange=body.get("exchange", "auto"),
         )
 
     @property
     def members(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Members of both roles, in rank order."""
         return tuple(p.member for p in self.attention), tuple(p.member for p in self.moe)
+
+    @property
+    def topology(self) -> Topology:
+        """Who is on which node."""
+        return Topology(tuple(p.node for p in self.attention), tuple(p.node for p in self.moe))
+
+    def mates(self, member: int) -> list[Peer]:
+        """Who of a member's role is on its node, where there is more than one node: they may pass on for it."""
+        topology, peers = self.topology, (*self.attention, *self.moe)
+        me = [peer.member for peer in peers].index(member)
+        return [peers[worker] for worker in topology.mates(me)] if topology.spread else []
 
     def rank(self, member: int) -> int | None:
         """Rank of a member among its own role's workers; None when it is not in the cohort."""
@@ -116,11 +134,12 @@ def cohort_message(record: Any, layout: Any) -> dict[str, Any]:
     return {
         "t": "cohort",
         "epoch": record.epoch,
-        "attention": [[p.member, p.transport_address, p.worker_id] for p in record.attention],
-        "moe": [[p.member, p.transport_address, p.worker_id] for p in record.moe],
+        "attention": [[p.member, p.transport_address, p.worker_id, p.node] for p in record.attention],
+        "moe": [[p.member, p.transport_address, p.worker_id, p.node] for p in record.moe],
         "gating": record.gating,
         "scheduling": record.scheduling,
         "layout_version": record.layout_version,
+        "exchange": record.exchange,
         "num_experts": layout.num_experts,
         "slots": layout.slots,
         "placement": layout.placement,
@@ -134,8 +153,8 @@ def members_of(body: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...
 
 def _peers(rows: Iterable[Sequence[Any]]) -> tuple[Peer, ...]:
     return tuple(
-        Peer(member=member, address=base64.b64decode(address), worker_id=worker_id)
-        for member, address, worker_id in rows
+        Peer(member=member, address=base64.b64decode(address), worker_id=worker_id, node=node)
+        for member, address, worker_id, node in rows
     )
 
 
@@ -151,7 +170,13 @@ class CohortInbox:
 
     def adopt(self, cohort: EngineCohort, peers: Sequence[Peer]) -> None:
         """Speak to ``peers`` under the cohort's epoch from now on."""
-        self.exchange.set_peers({peer.member: peer.address for peer in peers})
+        here = next(
+            (p.node for p in (*cohort.attention, *cohort.moe) if p.member == self.exchange.member), ""
+        )
+        self.exchange.set_peers(
+            {peer.member: peer.address for peer in peers},
+            remote=[peer.member for peer in peers if peer.node != here],
+        )
         self.epoch = cohort.epoch
         self._names = cohort.name
 

@@ -101,7 +101,7 @@ class AttentionEngine(CohortEngine):
         self._model = model
         self._sequences: dict[int, Sequence] = {}
         kv = model.new_kv_cache(blocks, options.block_size)
-        self._forward = Forward(model, routers, kv, self, self.counters)
+        self._forward = Forward(model, routers, kv, self, self.counters, most=options.max_batch_tokens)
         self._note = self.exchange.allocate()
         self.guides = GuideCompiler(config.directory, config.vocab_size, end_ids(config))
         self.wake_fds.append(self.guides.wake_fd)
@@ -188,7 +188,8 @@ class AttentionEngine(CohortEngine):
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         rank = next((r for r, peer in enumerate(cohort.attention) if peer.member == self.member), None)
         if rank is not None:
-            self.inbox.adopt(cohort, cohort.moe)
+            self.inbox.adopt(cohort, (*cohort.moe, *cohort.mates(self.member)))
+            self._forward.relay.adopt(cohort)
             self._forward.advice = False
         return rank
 

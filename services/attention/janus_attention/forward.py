@@ -17,17 +17,21 @@ from janus_models.decoder import AttentionModel, BatchMeta, KvCache
 from janus_models.experts import ExpertModel
 from janus_runtime.metrics import EXCHANGE_BOUNDS_S
 from janus_transport import Frame, Header, Kind, SendBuffer
+from janus_transport.plan import Plan
+from janus_transport.topology import NAMES, Scheme, unmask
 from janus_worker.engine import CohortEngine
 from janus_worker.histogram import Histogram
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
+from janus_worker.relay import Verdict
 
 from janus_attention.batch import StepInput
+from janus_attention.relay import AttentionRelay
 from janus_attention.sequence import Trace
 
 # Plain numbers: operators of IntFlag cost microseconds each, in every layer.
 _GATED, _RETRY, _DECODES = int(Flag.GATED), int(Flag.RETRY), int(Flag.DECODES)
 _SPLIT = int(Flag.SPLIT)
-_COHORT = _DECODES | _SPLIT
+_COHORT = _DECODES | _SPLIT | int(Flag.MIXED)
 """What a reply says of the cohort, not of the request."""
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 
@@ -72,7 +76,7 @@ class _Lane:
     """A micro-batch on its way through the layers."""
 
     __slots__ = (
-        "began_ns", "buffer", "h_TD", "header", "index", "layer", "local_TD", "meta", "number",
+        "began_ns", "buffer", "h_TD", "header", "index", "layer", "local_TD", "meta", "number", "plan",
         "routed_TD", "span", "spent", "x_TD",
     )  # fmt: skip
 
@@ -90,10 +94,17 @@ class _Lane:
         self.layer = -1
         """Of the request whose result is to be added; -1: none."""
         self.index = 0
+        self.plan: Plan | None = None
+        """How its layers after the first are exchanged; None: in one phase."""
         self.span = _NO_SPAN
         self.began_ns = 0
         self.spent = 0.0
         """Seconds of the request so far, the time for other lanes left out."""
+
+    @property
+    def planned(self) -> Plan | None:
+        """How the layer at hand is exchanged; None: in one phase."""
+        return self.plan if self.index else None
 
 
 class Forward:
@@ -106,7 +117,10 @@ class Forward:
         kv: KvCache,
         engine: CohortEngine,
         counters: StepCounters,
+        *,
+        most: int,
     ) -> None:
+        """``most``: tokens that a frame carries at most."""
         self._model = model
         self._routers = routers
         self._kv = kv
@@ -117,6 +131,7 @@ class Forward:
         self._moe_index = {layer: i for i, layer in enumerate(model.moe_layers)}
         self._lanes = [_Lane(number, engine.exchange.allocate()) for number in (0, 1)]
         self.exchange_latency = Histogram(EXCHANGE_BOUNDS_S)
+        self.relay = AttentionRelay(engine, self.reply, hidden=self._hidden, topk=self._topk, most=most)
         self._held: list[int] = []
         """Members whose last reply is still in its receive buffer."""
         self._decodes = 0
@@ -173,7 +188,7 @@ class Forward:
         lanes = self._lanes[: len(step.lanes)]
         row = 0
         for lane, meta in zip(lanes, step.lanes, strict=True):
-            lane.meta, lane.header, lane.layer = meta, None, -1
+            lane.meta, lane.header, lane.layer, lane.plan = meta, None, -1, None
             rows = meta.positions.shape[0]
             lane.h_TD = h_TD[row : row + rows]
             row += rows
@@ -221,7 +236,7 @@ class Forward:
             )
 
     def _send(self, lane: _Lane, flags: int) -> None:
-        exchange, trace = self._engine.exchange, self._trace
+        exchange, trace, plan = self._engine.exchange, self._trace, lane.planned
         lane.span = os.urandom(8) if trace else _NO_SPAN
         lane.began_ns = time.time_ns()
         exchange.reclaim(lane.buffer)
@@ -231,8 +246,12 @@ class Forward:
             layer=lane.index, lane=lane.number, source=self._engine.member, tokens=lane.x_TD.shape[0],
             topk=self._topk, payload_bytes=size,
             trace_id=bytes.fromhex(trace.trace_id) if trace else _NO_TRACE, span_id=lane.span,
+            scheme=plan.scheme if plan else 0,
         )  # fmt: skip
-        exchange.send(self._members, lane.header, lane.buffer)
+        if plan is None:
+            exchange.send(self._members, lane.header, lane.buffer)
+        else:
+            self.relay.send(plan, lane.header, lane.buffer)
 
     def _collect(self, lane: _Lane) -> None:
         """Await all partial sums of a lane's request and add them up."""
@@ -240,28 +259,49 @@ class Forward:
         assert header is not None
         self._release()
         began = time.perf_counter()
-        frames = self._engine.await_frames(self._members, self.reply)
+        if lane.planned is None:
+            partials, said = self._direct(lane, header)
+        else:
+            partials, said = self.relay.collect(lane.planned, header, lambda frame: _check(frame, header))
         took = lane.spent + time.perf_counter() - began
-        self._held += self._members
-        for frame in frames:
-            _check(frame, header, self._hidden)
         lane.header = None
-        first = frames[0].header
-        self.cohort_decodes, self.advice = bool(first.flags & _DECODES), bool(first.flags & _SPLIT)
+        self.cohort_decodes = bool(said.flags & _DECODES)
         counters = self._counters
         counters.exchange_seconds += took
         self.exchange_latency.observe(took)
-        slowest_us = max(frame.header.elapsed_us for frame in frames)
-        counters.moe_seconds += slowest_us * 1e-6
+        counters.moe_seconds += said.elapsed_us * 1e-6
         if self._trace:
-            self._tell(lane, header, slowest_us)
-        if any(frame.header.digest != first.digest for frame in frames):
+            self._tell(lane, header, said.elapsed_us)
+        if not said.agreed:
             lane.routed_TD = None
             return
         # On the host, where they arrive, with any device: half the bytes to copy, and the same sum everywhere.
         sum_TD = torch.empty(lane.x_TD.shape)
-        combine([_rows(frame, header.tokens, self._hidden) for frame in frames], sum_TD)
+        combine(partials, sum_TD)
         lane.routed_TD = sum_TD.to(lane.x_TD.device)
+
+    def _direct(self, lane: _Lane, request: Header) -> tuple[list[torch.Tensor], Verdict]:
+        """Replies of all MoE workers, valid until :meth:`_release`; the step's first ones bring advice and a plan."""
+        frames = self._engine.await_frames(self._members, self.reply)
+        self._held += self._members
+        said = Verdict()
+        for frame in frames:
+            _check(frame, request, self._hidden)
+            said.add(frame.header)
+        first = frames[0].header
+        self.advice = bool(first.flags & _SPLIT)
+        if first.scheme and not request.layer:
+            self._next_plan(lane, first)
+        return [_rows(frame, request.tokens, self._hidden) for frame in frames], said
+
+    def _next_plan(self, lane: _Lane, answer: Header) -> None:
+        """How the coordinator says that the lane's later layers are exchanged."""
+        try:
+            lane.plan = self.relay.plan(answer.scheme, unmask(answer.active))
+        except ValueError as error:
+            raise ProtocolError(answer.source, f"names an exchange that cannot be: {error}") from None
+        if self.relay.me not in lane.plan.active:
+            raise ProtocolError(answer.source, "leaves this worker out of the exchange")
 
     def _tell(self, lane: _Lane, header: Header, slowest_us: int) -> None:
         assert self._trace is not None
@@ -271,9 +311,14 @@ class Forward:
             attributes={
                 "janus.layer": lane.index, "janus.lane": lane.number, "janus.step": header.step,
                 "janus.epoch": header.epoch, "janus.tokens": header.tokens,
-                "janus.bytes_sent": header.payload_bytes * len(self._members), "janus.moe_us": slowest_us,
+                "janus.bytes_sent": header.payload_bytes * self._copies(lane), "janus.moe_us": slowest_us,
+                "janus.exchange": NAMES[Scheme(header.scheme)],
             },
         )  # fmt: skip
+
+    def _copies(self, lane: _Lane) -> int:
+        """How often this worker has sent rows of the lane."""
+        return len(lane.planned.outs(self.relay.me)) if lane.planned else len(self._members)
 
     def _release(self) -> None:
         """Give the receive buffers of the last replies back."""
@@ -303,8 +348,8 @@ class Forward:
         return self._engine.inbox.skip(member, is_note)
 
 
-def _check(frame: Frame, request: Header, hidden: int) -> None:
-    """Raises ProtocolError unless ``frame`` answers ``request``."""
+def _check(frame: Frame, request: Header, hidden: int = 0) -> None:
+    """Raises ProtocolError unless ``frame`` answers ``request``, and, given ``hidden``, with as many rows."""
     header = frame.header
     member = header.source
     if (
@@ -319,7 +364,7 @@ def _check(frame: Frame, request: Header, hidden: int) -> None:
             f"{request.step} layer {request.layer} lane {request.lane}",
         )  # fmt: skip
     expected = 8 * request.tokens * hidden
-    if header.payload_bytes != expected:
+    if hidden and header.payload_bytes != expected:
         raise ProtocolError(member, f"answered {header.payload_bytes} bytes; expected {expected}")
 
 

@@ -23,6 +23,7 @@ _DRAIN_DEFAULT_S = 300.0
 _COUNTERS = (
     "steps", "prompt_tokens", "generated_tokens", "running", "waiting", "kv_tokens_used", "kv_tokens_capacity",
     "exchange_bytes_sent", "exchange_bytes_received", "rejected_messages", "digest_mismatches",
+    "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent",
     "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "requests_started",
 )  # fmt: skip
 _SECONDS = ("attention_seconds", "exchange_seconds", "moe_seconds", "step_seconds", "queue_seconds")

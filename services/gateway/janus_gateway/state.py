@@ -50,6 +50,7 @@ def _cohort(cohort: CohortRecord) -> dict[str, Any]:
         "layout_version": cohort.layout_version,
         "gating": cohort.gating,
         "scheduling": cohort.scheduling,
+        "exchange": cohort.exchange,
         "model": cohort.model,
         "attention": len(cohort.attention),
         "moe": len(cohort.moe),

@@ -18,14 +18,16 @@ from janus_kernels.ops import ExpertWeights
 from janus_models.experts import ExpertModel
 from janus_placement.window import Recorder
 from janus_transport import Frame, Header, Kind, SendBuffer, Transport
+from janus_transport.topology import SCHEMES, mask
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
 
 from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
-from janus_moe.gather import check, gather
+from janus_moe.gather import Gathered, check, gather
 from janus_moe.lanes import LaneAdvisor
 from janus_moe.loader import ExpertLoader, LoadJob, read_in
+from janus_moe.relay import MoeRelay, Relayed
 
 _ROUTING_S = 2.0
 _RETRY, _DECODES, _SPLIT = int(Flag.RETRY), int(Flag.DECODES), int(Flag.SPLIT)
@@ -40,6 +42,16 @@ class EngineOptions:
     """Most tokens one attention worker sends per step; the same in the whole mesh."""
     stall_s: float = 5.0
     """Say whom a step waits for after this many seconds, and again each time they have passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A layer computed."""
+
+    out_TD: torch.Tensor
+    """Partial sums, fp64."""
+    digest: int
+    elapsed_us: int
 
 
 class MoeEngine(CohortEngine):
@@ -72,10 +84,18 @@ class MoeEngine(CohortEngine):
         """By member and lane."""
         self._note = self.exchange.allocate()
         self._rank = 0
+        self._ranks: dict[int, int] = {}
+        """Of attention workers, by member."""
         self._decodes = 0
         """Flag.DECODES when a stream decodes in the latest pass."""
         self.counters = PassCounters()
         self._compute = MoeCompute(model, self.counters)
+        self._relay = MoeRelay(
+            self, self.inbox.peek, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens,
+            num_experts=model.config.moe.num_experts,
+        )  # fmt: skip
+        self._named = (0, 0)
+        """As coordinator: scheme and active ranks (bits) of the latest lane's layers after the first."""
         self._loader = ExpertLoader(model)
         self.wake_fds.append(self._loader.fileno())
         self._lanes = LaneAdvisor()
@@ -144,10 +164,12 @@ class MoeEngine(CohortEngine):
         self._compute.adopt(hosted, self._loaded)
         for key in self._loaded.keys() - wanted:
             del self._loaded[key]
-        self.inbox.adopt(cohort, cohort.attention)
+        self.inbox.adopt(cohort, (*cohort.attention, *cohort.mates(self.member)))
+        self._relay.adopt(cohort)
         members = [peer.member for peer in cohort.attention]
         self._replies = {(member, lane): self.exchange.allocate() for member in members for lane in (0, 1)}
         self._lanes = LaneAdvisor()
+        self._ranks = {peer.member: r for r, peer in enumerate(cohort.attention)}
         self._rank, self._reporters = rank, len(cohort.moe)
         # Whoever has begun a step of the epoch before, and would finish it, learns that it is over.
         self._send_note(Kind.WAKE, [peer.member for peer in cohort.attention], 0, step=0)
@@ -209,21 +231,57 @@ class MoeEngine(CohortEngine):
             self._repeats(self._layers, lane, members)
 
     def _turn(self, layer: int, lane: int, members: list[int]) -> None:
-        frames = self._repeats(layer, lane, members)
+        if layer:
+            first, frames = self._repeats(layer, lane, members)
+        else:
+            frames = self._frames(members)
+            first = frames[0].header
+            self._choose(lane, frames)
+        if first is None:
+            raise ProtocolError(members[0], f"left step {self.step} before layer {layer}")
+        self._layer(layer, lane, members, first, frames)
+
+    def _repeats(self, layer: int, lane: int, members: list[int]) -> tuple[Header | None, list[Frame]]:
+        """Repeat the lane's layer before ``layer`` as often as asked; a header of what comes then, and its frames
+        where it has come directly. None: the step is over."""
+        while True:
+            first, frames = self._next(lane, members, last=layer == self._layers)
+            if first is None or not (first.flags & _RETRY and first.step == self.step and first.lane == lane):
+                return first, frames
+            self._layer(layer - 1, lane, members, first, frames)
+
+    def _next(self, lane: int, members: list[int], *, last: bool) -> tuple[Header | None, list[Frame]]:
+        if not self._relay.topology.spread:
+            frames = self._frames(members)
+            return frames[0].header, frames
+        started = time.perf_counter()
+        first = self._relay.await_first(self.step, lane, last=last)
+        self.counters.wait_seconds += time.perf_counter() - started
+        return first, []
+
+    def _layer(self, layer: int, lane: int, members: list[int], first: Header, frames: list[Frame]) -> None:
+        """Compute a layer that ``first`` belongs to, in one phase or two."""
+        if layer and first.scheme:
+            started = time.perf_counter()
+            relayed = self._relay.gather(first, lambda frame: self._check(frame, self.step, layer, lane))
+            self.counters.wait_seconds += time.perf_counter() - started
+            self._relayed_pass(layer, relayed)
+            return
+        frames = frames or self._frames(members)
         for frame in frames:
             self._check(frame, self.step, layer, lane)
         self._pass(layer, members, frames)
 
-    def _repeats(self, layer: int, lane: int, members: list[int]) -> list[Frame]:
-        """Repeat the lane's layer before ``layer`` as often as asked; the frames that are none of that."""
-        while True:
-            frames = self._frames(members)
-            head = frames[0].header
-            if not (layer and head.flags & _RETRY and head.step == self.step and head.lane == lane):
-                return frames
-            for frame in frames:
-                self._check(frame, self.step, layer - 1, lane)
-            self._pass(layer - 1, members, frames)
+    def _choose(self, lane: int, frames: list[Frame]) -> None:
+        """How a lane's later layers go between nodes; the coordinator decides, the others learn it from frames."""
+        self._named = (0, 0)
+        if not self._relay.topology.spread:
+            return
+        assert self.cohort is not None
+        tokens = {self._ranks[frame.header.source]: frame.header.tokens for frame in frames}
+        self._relay.begin(lane, tokens)
+        if self._rank == 0 and self.cohort.exchange != "auto":
+            self._named = (SCHEMES[self.cohort.exchange], mask(tokens))
 
     def _check(self, frame: Frame, step: int, layer: int, lane: int = 0) -> None:
         check(
@@ -258,10 +316,23 @@ class MoeEngine(CohortEngine):
         return frames
 
     def _pass(self, layer: int, active: list[int], frames: list[Frame]) -> None:
-        started_ns, started = time.time_ns(), time.perf_counter()
+        started = time.perf_counter()
         batch = gather(
             frames, hidden=self._hidden, topk=self._topk, num_experts=self._model.config.moe.num_experts
         )
+        headers = [frame.header for frame in frames]
+        done = self._run(layer, batch, headers, started)
+        for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
+            self._reply(member, header, done, done.out_TD[first:end])
+
+    def _relayed_pass(self, layer: int, relayed: Relayed) -> None:
+        done = self._run(layer, relayed, relayed.headers, time.perf_counter())
+        answer = self._answer(relayed.headers[0], done)
+        self._relay.answer(relayed, answer, done.out_TD.numpy())
+
+    def _run(self, layer: int, batch: Gathered | Relayed, headers: Sequence[Header], started: float) -> _Done:
+        """Route, schedule and compute a layer; ``started``: time.perf_counter() when its rows were there."""
+        started_ns = time.time_ns()
         device = self._model.device
         x_TD = batch.x_TD.to(device)
         if batch.ids_TK is None or batch.weights_TK is None:
@@ -274,11 +345,7 @@ class MoeEngine(CohortEngine):
         result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD)
         out_TD = sums_TD.cpu()
         elapsed_us = int((time.perf_counter() - started) * 1e6)
-        headers = [frame.header for frame in frames]
         self._decodes = _DECODES if any(header.flags & _DECODES for header in headers) else 0
-        advice = _SPLIT if self._lanes.split else 0
-        for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
-            self._reply(member, header, advice, out_TD[first:end], result.digest, elapsed_us)
         for header in headers:
             if header.trace_id != _NO_TRACE:
                 self.span(
@@ -291,6 +358,7 @@ class MoeEngine(CohortEngine):
                         "janus.experts_activated_here": int(result.instance_load[self._rank]),
                     },
                 )  # fmt: skip
+        return _Done(out_TD, result.digest, elapsed_us)
 
     def report(self, *, force: bool = False) -> None:
         """And, every few seconds, the routing of the layers that this rank tells of."""
@@ -305,18 +373,24 @@ class MoeEngine(CohortEngine):
                 {"t": "routing", "sizes": {k: len(v) for k, v in fields.items()}}, b"".join(fields.values())
             )
 
-    def _reply(
-        self, member: int, request: Header, advice: int, rows_TD: torch.Tensor, digest: int, elapsed_us: int
-    ) -> None:
+    def _answer(self, request: Header, done: _Done) -> Header:
+        """Header of an answer, but for its rows."""
+        advice = _SPLIT if self._lanes.split else 0
+        return Header(
+            kind=Kind.PARTIAL, epoch=self.inbox.epoch, step=request.step, layer=request.layer, lane=request.lane,
+            flags=request.flags & ~_SPLIT | self._decodes | advice, source=self.member, scheme=request.scheme,
+            digest=done.digest, elapsed_us=done.elapsed_us,
+        )  # fmt: skip
+
+    def _reply(self, member: int, request: Header, done: _Done, rows_TD: torch.Tensor) -> None:
         buffer = self._replies[member, request.lane]
         self.exchange.reclaim(buffer)
         size = rows_TD.numel() * 8
         buffer.payload[:size].view(np.float64).reshape(rows_TD.shape)[:] = rows_TD.numpy()
-        header = Header(
-            kind=Kind.PARTIAL, epoch=self.inbox.epoch, step=request.step, layer=request.layer,
-            lane=request.lane, flags=request.flags & ~_SPLIT | self._decodes | advice, source=self.member,
-            tokens=request.tokens, payload_bytes=size, digest=digest, elapsed_us=elapsed_us,
-        )  # fmt: skip
+        header = self._answer(request, done)
+        header.tokens, header.payload_bytes = request.tokens, size
+        if not request.layer:
+            header.scheme, header.active = self._named
         # The sender waits for the reply, not for the buffer of its request: others are posted.
         self.exchange.send([member], header, buffer)
         self.exchange.pop(member)

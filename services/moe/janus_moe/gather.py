@@ -62,7 +62,7 @@ def gather(frames: Sequence[Frame], *, hidden: int, topk: int, num_experts: int)
 
     Raises ProtocolError for expert ids outside [0, num_experts) and for a mix of gated and plain frames.
     """
-    parts = [_views(frame, hidden, topk, num_experts) for frame in frames]
+    parts = [views(frame, hidden, topk, num_experts) for frame in frames]
     if len({len(part) for part in parts}) > 1:
         odd = next(f for f, part in zip(frames, parts, strict=True) if len(part) != len(parts[0]))
         raise ProtocolError(odd.header.source, "gates where its peers do not (or the reverse)")
@@ -77,7 +77,7 @@ def gather(frames: Sequence[Frame], *, hidden: int, topk: int, num_experts: int)
     )
 
 
-def _views(frame: Frame, hidden: int, topk: int, num_experts: int) -> list[Array]:
+def views(frame: Frame, hidden: int, topk: int, num_experts: int) -> list[Array]:
     """Hidden states fp32 [t, d] and, gated, weights fp64 [t, k] and ids int32 [t, k], on the frame's memory."""
     count, payload = frame.header.tokens, frame.payload
     size = 4 * hidden * count

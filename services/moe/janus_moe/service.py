@@ -17,7 +17,8 @@ _LOAD_S = 300.0
 _UNLOAD_S = 10.0
 _COUNTERS = (
     "steps", "layer_passes", "tokens", "expert_calls", "expert_tokens", "a_max_sum", "exchange_bytes_sent",
-    "exchange_bytes_received", "experts_hosted", "expert_bytes", "rejected_messages",
+    "exchange_bytes_received", "experts_hosted", "expert_bytes", "rejected_messages", "exchange_messages_sent",
+    "internode_messages_sent", "internode_bytes_sent",
 )  # fmt: skip
 
 

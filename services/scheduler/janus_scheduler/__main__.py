@@ -52,7 +52,8 @@ async def serve(settings: SchedulerSettings) -> None:
             settings.worker_id,
             Rules(
                 min_attention=settings.min_attention, min_experts=settings.min_experts,
-                gating=settings.gating, scheduling=settings.scheduling, min_replicas=settings.min_replicas,
+                gating=settings.gating, scheduling=settings.scheduling, exchange=settings.exchange,
+                min_replicas=settings.min_replicas,
             ),
             settle_s=settings.settle_s,
             lease_ttl_s=settings.lease_ttl_s,

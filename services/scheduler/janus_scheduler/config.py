@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from janus_runtime.settings import ServiceSettings, setting
 
 POLICIES = ("optimal", "aebs", "token-balanced", "random")
+EXCHANGES = ("auto", "1pc", "2pc-1", "2pc-2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class SchedulerSettings(ServiceSettings):
     """Side that runs the router: moe (EGate) or attention (AGate)."""
     scheduling: str = setting("optimal", choices=POLICIES)
     """Activation scheduling policy."""
+    exchange: str = setting("auto", choices=EXCHANGES)
+    """How layers are exchanged between nodes: auto, 1pc (one phase), 2pc-1 or 2pc-2 (two phases)."""
     settle_s: float = setting(0.3, minimum=0, maximum=60)
     """Seconds the set of ready workers must stay the same before a cohort forms."""
     min_replicas: int = setting(1, minimum=1, maximum=64)

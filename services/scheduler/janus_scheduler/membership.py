@@ -23,6 +23,7 @@ class Rules:
     min_experts: int = 1
     gating: str = "moe"
     scheduling: str = "optimal"
+    exchange: str = "auto"
     min_replicas: int = 1
     """Replicas of each expert on distinct workers, as far as the slots allow."""
 
@@ -252,6 +253,7 @@ def _same(previous: CohortRecord, attention: Sequence[Lease], moe: Sequence[Leas
         and previous.moe == tuple(map(to_member, moe))
         and previous.gating == rules.gating
         and previous.scheduling == rules.scheduling
+        and previous.exchange == rules.exchange
         and previous.model == attention[0].model
     )
 
@@ -279,6 +281,8 @@ def _change(
         parts.append(f"gating is now {rules.gating}")
     if previous.scheduling != rules.scheduling:
         parts.append(f"scheduling is now {rules.scheduling}")
+    if previous.exchange != rules.exchange:
+        parts.append(f"exchange is now {rules.exchange}")
     return ", ".join(parts) or "addresses or model changed"
 
 

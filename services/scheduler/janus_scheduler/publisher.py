@@ -192,6 +192,7 @@ class Publisher:
             layout_version=layout.version,
             gating=self._rules.gating,
             scheduling=self._rules.scheduling,
+            exchange=self._rules.exchange,
             model=decision.attention[0].model,
         )
         await self._coordination.publish_cohort(record, layout, self._token)

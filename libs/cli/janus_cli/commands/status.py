@@ -43,6 +43,7 @@ def as_dict(view: MeshView) -> dict[str, Any]:
         "layout_version": cohort.layout_version if cohort else 0,
         "gating": cohort.gating if cohort else "",
         "scheduling": cohort.scheduling if cohort else "",
+        "exchange": cohort.exchange if cohort else "",
         "attention": [m.worker_id for m in cohort.attention] if cohort else [],
         "moe": [m.worker_id for m in cohort.moe] if cohort else [],
         "services": service_rows(view),

@@ -56,6 +56,13 @@ _PORT = click.IntRange(0, 65535)
     help="Activation scheduling policy.",
 )
 @click.option(
+    "--exchange",
+    type=click.Choice(["auto", "1pc", "2pc-1", "2pc-2"]),
+    default="auto",
+    show_default=True,
+    help="How layers are exchanged between nodes: in one phase, in two, or as is quickest.",
+)
+@click.option(
     "--slots",
     type=click.IntRange(0, 1024),
     default=0,

@@ -54,7 +54,7 @@ class ExpertServiceGetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ExpertServiceGetStatsResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "layout_version", "steps", "layer_passes", "tokens", "expert_calls", "expert_tokens", "a_max_sum", "exchange_bytes_sent", "exchange_bytes_received", "moe_seconds", "schedule_seconds", "wait_seconds", "experts_hosted", "expert_bytes", "rejected_messages", "transport", "layer_groups", "schedule_latency")
+    __slots__ = ("worker", "epoch", "layout_version", "steps", "layer_passes", "tokens", "expert_calls", "expert_tokens", "a_max_sum", "exchange_bytes_sent", "exchange_bytes_received", "moe_seconds", "schedule_seconds", "wait_seconds", "experts_hosted", "expert_bytes", "rejected_messages", "transport", "layer_groups", "schedule_latency", "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,9 @@ class ExpertServiceGetStatsResponse(_message.Message):
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     LAYER_GROUPS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_LATENCY_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_MESSAGES_SENT_FIELD_NUMBER: _ClassVar[int]
+    INTERNODE_MESSAGES_SENT_FIELD_NUMBER: _ClassVar[int]
+    INTERNODE_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     worker: _common_pb2.Worker
     epoch: int
     layout_version: int
@@ -95,7 +98,10 @@ class ExpertServiceGetStatsResponse(_message.Message):
     transport: str
     layer_groups: _containers.RepeatedCompositeFieldContainer[LayerGroupStats]
     schedule_latency: _common_pb2.Histogram
-    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., layout_version: _Optional[int] = ..., steps: _Optional[int] = ..., layer_passes: _Optional[int] = ..., tokens: _Optional[int] = ..., expert_calls: _Optional[int] = ..., expert_tokens: _Optional[int] = ..., a_max_sum: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., moe_seconds: _Optional[float] = ..., schedule_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., experts_hosted: _Optional[int] = ..., expert_bytes: _Optional[int] = ..., rejected_messages: _Optional[int] = ..., transport: _Optional[str] = ..., layer_groups: _Optional[_Iterable[_Union[LayerGroupStats, _Mapping]]] = ..., schedule_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ...) -> None: ...
+    exchange_messages_sent: int
+    internode_messages_sent: int
+    internode_bytes_sent: int
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., layout_version: _Optional[int] = ..., steps: _Optional[int] = ..., layer_passes: _Optional[int] = ..., tokens: _Optional[int] = ..., expert_calls: _Optional[int] = ..., expert_tokens: _Optional[int] = ..., a_max_sum: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., moe_seconds: _Optional[float] = ..., schedule_seconds: _Optional[float] = ..., wait_seconds: _Optional[float] = ..., experts_hosted: _Optional[int] = ..., expert_bytes: _Optional[int] = ..., rejected_messages: _Optional[int] = ..., transport: _Optional[str] = ..., layer_groups: _Optional[_Iterable[_Union[LayerGroupStats, _Mapping]]] = ..., schedule_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ..., exchange_messages_sent: _Optional[int] = ..., internode_messages_sent: _Optional[int] = ..., internode_bytes_sent: _Optional[int] = ...) -> None: ...
 
 class LayerGroupStats(_message.Message):
     __slots__ = ("first_layer", "last_layer", "passes", "a_max_sum", "a_max_bound_sum", "expert_tokens")

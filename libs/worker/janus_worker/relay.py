@@ -1,0 +1,168 @@
+"""One worker's part in an exchange between nodes: what to await from whom, in which packets (docs/exchange.md).
+
+The same on both sides: along the edges of a plan hidden states go out and, reversed, partial sums come back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from janus_transport import Frame, Header, SendBuffer
+from janus_transport.plan import Edge, Plan, make_plan, packets
+from janus_transport.topology import Scheme, Topology
+
+from janus_worker.engine import CohortEngine
+from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
+
+_MIXED, _DECODES = int(Flag.MIXED), int(Flag.DECODES)
+Rows = np.ndarray[Any, np.dtype[Any]]
+Packet = tuple[int, tuple[int, ...]]
+"""(the worker at the other end, sources of the rows)"""
+
+
+@dataclasses.dataclass(slots=True)
+class Verdict:
+    """What the replies that went into a sum say together."""
+
+    digests: set[int] = dataclasses.field(default_factory=set)
+    flags: int = 0
+    elapsed_us: int = 0
+
+    def add(self, header: Header) -> None:
+        """Take a reply into account."""
+        self.digests.add(header.digest)
+        self.flags |= header.flags & (_MIXED | _DECODES)
+        self.elapsed_us = max(self.elapsed_us, header.elapsed_us)
+
+    def join(self, other: Verdict) -> None:
+        """Take what another one knows into account."""
+        self.digests |= other.digests
+        self.flags |= other.flags
+        self.elapsed_us = max(self.elapsed_us, other.elapsed_us)
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all of them computed the same routing and schedule."""
+        return len(self.digests) == 1 and not self.flags & _MIXED
+
+    def mark(self, answer: Header) -> Header:
+        """``answer``, as the header of a reply that sums them all."""
+        flags = answer.flags | self.flags | (0 if self.agreed else _MIXED)
+        return dataclasses.replace(answer, digest=min(self.digests), elapsed_us=self.elapsed_us, flags=flags)
+
+
+class Relay:
+    """Base of the two roles' relays. Workers are numbered as in a Topology."""
+
+    def __init__(
+        self, engine: CohortEngine, peek: Callable[[int], Frame | None], *, hidden: int, most: int
+    ) -> None:
+        """``peek``: the oldest frame of a member; ``most``: rows that a frame carries at most."""
+        self._engine = engine
+        self._peek = peek
+        self._hidden = hidden
+        self._most = most
+        self._buffers: dict[tuple[Any, ...], SendBuffer] = {}
+        self._plans: dict[tuple[int, tuple[int, ...]], Plan] = {}
+        self.topology = Topology((), ())
+        self.me = 0
+        self._members: list[int] = []
+
+    def adopt(self, cohort: EngineCohort) -> None:
+        """Take up a cohort that this worker belongs to."""
+        self.topology = cohort.topology
+        self._members = [peer.member for peer in (*cohort.attention, *cohort.moe)]
+        self.me = self._members.index(self._engine.member)
+        self._plans.clear()
+        self._buffers.clear()
+
+    def plan(self, scheme: int, active: Sequence[int]) -> Plan:
+        """The plan that a frame names. Raises ValueError for a scheme or ranks that do not exist."""
+        key = (scheme, tuple(active))
+        plan = self._plans.get(key)
+        if plan is None:
+            if not active or active[-1] >= self.topology.m:
+                raise ValueError(f"active attention ranks {tuple(active)}; the cohort has {self.topology.m}")
+            if len(self._plans) >= 64:
+                self._plans.clear()
+            plan = self._plans[key] = make_plan(Scheme(scheme), self.topology, active)
+        return plan
+
+    def member(self, worker: int) -> int:
+        """Member number of a worker."""
+        return self._members[worker]
+
+    def _packets(
+        self, other: Callable[[Edge], int], edges: Iterable[Edge], tokens: Mapping[int, int]
+    ) -> list[Packet]:
+        """The messages of some edges; ``other`` says at which end the peer is."""
+        return [
+            (other(edge), sources)
+            for edge in edges
+            for sources in (
+                (edge.sources,)
+                if len(edge.sources) == 1
+                else (group for group, _ in packets(edge.sources, tokens, self._most))
+            )
+        ]
+
+    def _collect(
+        self,
+        expected: Iterable[Packet],
+        take: Callable[[Frame, tuple[int, ...]], None],
+        over: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Hand each expected message to ``take`` and consume it; False as soon as ``over()``."""
+        engine, peek = self._engine, self._peek
+        awaited: dict[int, deque[tuple[int, ...]]] = {}
+        for worker, sources in expected:
+            awaited.setdefault(self._members[worker], deque()).append(sources)
+
+        def ready() -> bool:
+            return any(peek(member) is not None for member in awaited) or (over is not None and over())
+
+        while awaited:
+            if not ready():
+                engine.await_(ready, lambda: [m for m in awaited if peek(m) is None])
+            if over is not None and over():
+                return False
+            for member in list(awaited):
+                groups = awaited[member]
+                while groups and (frame := peek(member)) is not None:
+                    take(frame, groups.popleft())
+                    engine.exchange.pop(member)
+                if not groups:
+                    del awaited[member]
+        return True
+
+    def _buffer(self, *key: Any) -> SendBuffer:
+        """A buffer for one message of a layer, writable."""
+        buffer = self._buffers.get(key)
+        if buffer is None:
+            buffer = self._buffers[key] = self._engine.exchange.allocate()
+        self._engine.exchange.reclaim(buffer)
+        return buffer
+
+    def _send_sums(self, peer: int, parts: Sequence[Rows], header: Header, part: int = 0) -> None:
+        """A PARTIAL with rows fp64 [t, d], one array after the other, to a worker."""
+        buffer = self._buffer("sums", peer, header.lane, part)
+        tokens = sum(len(part) for part in parts)
+        size = 8 * tokens * self._hidden
+        np.concatenate(parts, out=buffer.payload[:size].view(np.float64).reshape(tokens, self._hidden))
+        header = dataclasses.replace(header, tokens=tokens, payload_bytes=size)
+        self._engine.exchange.send([self._members[peer]], header, buffer)
+
+    def _sums(self, frame: Frame, tokens: int) -> Rows:
+        """Rows fp64 [tokens, d] of a PARTIAL. Raises ProtocolError when they are fewer or more."""
+        header = frame.header
+        expected = 8 * tokens * self._hidden
+        if header.tokens != tokens or header.payload_bytes != expected:
+            raise ProtocolError(
+                header.source,
+                f"answered {header.tokens} rows in {header.payload_bytes} bytes; expected {tokens} in {expected}",
+            )
+        return frame.payload.view(np.float64).reshape(tokens, self._hidden)

@@ -1,0 +1,258 @@
+"""Exchanges between nodes: tokens are the same bit for bit however rows travel, and messages are as many as planned."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from janus_attention.engine import EngineOptions
+from janus_models.config import load_config
+from janus_models.tiny import make_tiny
+from janus_moe.compute import MoeCompute
+from janus_testing.inprocess import InProcessMesh
+from janus_transport import HEADER_BYTES, Exchange, Kind
+from janus_transport.plan import make_plan, traffic
+from janus_transport.topology import SCHEMES, Scheme, Topology
+
+Label = Callable[[str, int], str]
+TWO: tuple[str, ...] = ("2pc-1", "2pc-2")
+
+
+def apart(m: int, n: int, p: int, q: int) -> Label:
+    """m and n workers over p attention and q MoE nodes."""
+    return lambda role, i: f"a{i * p // m}" if role == "attention" else f"e{i * q // n}"
+
+
+def shared(role: str, i: int) -> str:
+    """Three nodes with workers of both roles."""
+    return f"node-{i % 3}"
+
+
+def prompts(directory: Path, count: int, seed: int) -> list[list[int]]:
+    draw = random.Random(seed)
+    vocab = load_config(directory).vocab_size
+    return [[draw.randrange(3, vocab) for _ in range(draw.randrange(1, 20))] for _ in range(count)]
+
+
+def run(directory: Path, m: int, n: int, asked: list[list[int]], tokens: int = 5, **options: Any) -> Any:
+    with InProcessMesh(directory, attention=m, experts=n, **options) as mesh:
+        return mesh.generate(asked, max_tokens=tokens, logits=True)
+
+
+def assert_equal(answers: Any, expected: Any) -> None:
+    for one, other in zip(answers, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert np.array_equal(np.stack(one.logits), np.stack(other.logits))
+
+
+@contextmanager
+def sent() -> Iterator[list[tuple[int, Any, tuple[int, ...]]]]:
+    """Every frame sent meanwhile: (sender, header, receivers)."""
+    log: list[tuple[int, Any, tuple[int, ...]]] = []
+    send = Exchange.send
+
+    def spy(self: Exchange, peers: Any, header: Any, buffer: Any) -> None:
+        log.append((self.member, header, tuple(peers)))
+        send(self, peers, header, buffer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exchange, "send", spy)
+        yield log
+
+
+@pytest.mark.parametrize("gating", ["moe", "attention"])
+@pytest.mark.parametrize(
+    ("m", "n", "label"), [(4, 4, apart(4, 4, 2, 2)), (3, 4, shared)], ids=["2+2", "shared"]
+)
+def test_tokens_and_logits_are_those_of_one_node(
+    mixtral: Path, m: int, n: int, label: Label, gating: str
+) -> None:
+    asked = prompts(mixtral, m + 1, seed=m * n)
+    expected = run(mixtral, m, n, asked, gating=gating)
+    for scheme in TWO:
+        with sent() as log:
+            assert_equal(run(mixtral, m, n, asked, gating=gating, nodes=label, exchange=scheme), expected)
+        assert {header.scheme for _, header, _ in log if header.layer} == {SCHEMES[scheme]}
+
+
+@pytest.mark.parametrize("scheme", TWO)
+def test_rows_beyond_one_message_take_several(mixtral: Path, scheme: str) -> None:
+    asked = prompts(mixtral, 4, seed=1)
+    options = EngineOptions(kv_tokens=4096, max_batch_tokens=8)
+    expected = run(mixtral, 2, 2, asked, attention_options=options)
+    with sent() as log:
+        answers = run(
+            mixtral, 2, 2, asked, attention_options=options, nodes=apart(2, 2, 1, 1), exchange=scheme
+        )
+    assert_equal(answers, expected)
+    assert all(header.tokens <= 8 for _, header, _ in log if header.kind in (Kind.HIDDEN, Kind.PARTIAL))
+
+
+@pytest.mark.parametrize("scheme", TWO)
+@pytest.mark.parametrize("gating", ["moe", "attention"])
+def test_two_micro_batches(mixtral: Path, scheme: str, gating: str) -> None:
+    """Workers that split their steps beside one whose single token cannot be split."""
+    asked = prompts(mixtral, 5, seed=6)
+    expected = run(mixtral, 1, 1, asked, gating=gating)
+    options = EngineOptions(kv_tokens=4096, micro_batches="2")
+    label = apart(3, 4, 1, 2)
+    with InProcessMesh(
+        mixtral,
+        attention=3,
+        experts=4,
+        nodes=label,
+        exchange=scheme,
+        gating=gating,
+        attention_options=options,
+    ) as mesh:
+        where = (0, 1, 1, 2, 2)
+        numbers = [
+            mesh.submit(prompt, worker=worker, max_tokens=5, logits=True)
+            for prompt, worker in zip(asked, where, strict=True)
+        ]
+        assert_equal([mesh.answer(number) for number in numbers], expected)
+        mesh.pump(lambda: any(w.stats["split_steps"] for w in mesh.attention), "a step split in two")
+
+
+@pytest.mark.parametrize("scheme", TWO)
+def test_idle_workers_and_sleep_between(mixtral: Path, scheme: str) -> None:
+    asked = prompts(mixtral, 1, seed=2)
+    expected = run(mixtral, 1, 1, asked)
+    with InProcessMesh(mixtral, attention=4, experts=3, nodes=apart(4, 3, 2, 2), exchange=scheme) as mesh:
+        for worker in (3, 0, 2, 1):
+            number = mesh.submit(asked[0], worker=worker, max_tokens=5, logits=True)
+            assert_equal([mesh.answer(number)], expected)
+
+
+@pytest.mark.parametrize("micro_batches", ["1", "2"])
+@pytest.mark.parametrize("scheme", TWO)
+def test_other_digests_anywhere_repeat_the_layer(
+    mixtral: Path, scheme: str, micro_batches: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts(mixtral, 4, seed=3)
+    expected = run(mixtral, 2, 4, asked)
+    gate = MoeCompute.gate
+    odd: list[tuple[int, str]] = []
+
+    def rounds_otherwise(self: MoeCompute, layer: int, x_TD: torch.Tensor) -> Any:
+        ids_TK, weights_TK = gate(self, layer, x_TD)
+        name = threading.current_thread().name
+        # Each layer once, each on another worker; members 3 to 6 are the MoE workers.
+        if len(odd) < 3 and name == f"moe-{4 + len(odd)}" and layer == len(odd):
+            odd.append((layer, name))
+            ids_TK = (ids_TK + 1) % 8
+        return ids_TK, weights_TK
+
+    monkeypatch.setattr(MoeCompute, "gate", rounds_otherwise)
+    options = EngineOptions(kv_tokens=4096, micro_batches=micro_batches)
+    with InProcessMesh(
+        mixtral, attention=2, experts=4, nodes=apart(2, 4, 1, 2), exchange=scheme, attention_options=options
+    ) as mesh:
+        assert_equal(mesh.generate(asked, max_tokens=5, logits=True), expected)
+        mesh.pump(lambda: all(w.stats["digest_mismatches"] for w in mesh.attention), "mismatches counted")
+    assert len(odd) == 3
+
+
+@pytest.mark.parametrize("scheme", TWO)
+def test_streams_outlive_leaders(mixtral: Path, scheme: str) -> None:
+    """The first worker of a node goes, twice: the step is repeated in the next cohort by way of another one."""
+    asked = prompts(mixtral, 2, seed=4)
+    expected = run(mixtral, 2, 2, asked, tokens=40)
+    with InProcessMesh(mixtral, attention=3, experts=4, nodes=apart(3, 4, 1, 2), exchange=scheme) as mesh:
+        numbers = [
+            mesh.submit(prompt, worker=1 + i, max_tokens=40, logits=True) for i, prompt in enumerate(asked)
+        ]
+        for group in (mesh.moe, mesh.attention, mesh.moe):
+            seen = len(mesh.peek(numbers[0]).tokens)
+            mesh.pump(lambda seen=seen: len(mesh.peek(numbers[0]).tokens) > seen + 3, "some tokens")
+            mesh.stop(group[0])
+            mesh.form()
+        assert_equal([mesh.answer(number) for number in numbers], expected)
+
+
+def expected_counts(
+    topology: Topology, tokens: dict[int, int], scheme: Scheme, hidden: int
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """(messages, bytes) of one layer by direction and link."""
+    plan = make_plan(scheme, topology, sorted(tokens))
+    found = {}
+    for direction, row in (("out", 4 * hidden), ("back", 8 * hidden)):
+        total = traffic(plan, topology, tokens, row_bytes=row, most=512)
+        found[direction, "inter"] = total.inter_messages, total.inter_bytes
+        found[direction, "intra"] = total.intra_messages, total.intra_bytes
+    return found
+
+
+def between_nodes(log: list[Any], topology: Topology, index: dict[int, int]) -> tuple[int, int]:
+    """Messages and bytes between nodes, all kinds."""
+    sizes = [
+        HEADER_BYTES + header.payload_bytes
+        for sender, header, receivers in log
+        for receiver in receivers
+        if topology.remote(index[sender], index[receiver])
+    ]
+    return len(sizes), sum(sizes)
+
+
+def reported(mesh: InProcessMesh) -> tuple[int, int]:
+    """The same by the workers' counters."""
+    stats = [worker.stats for worker in mesh.workers]
+    return (
+        int(sum(s.get("internode_messages_sent", 0) for s in stats)),
+        int(sum(s.get("internode_bytes_sent", 0) for s in stats)),
+    )
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen experts, so that sixteen MoE workers have one each."""
+    return make_tiny(tmp_path_factory.mktemp("wide"), family="mixtral", seed=7, num_experts=16)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2, 2), (8, 8, 2, 2), (8, 16, 1, 2)], ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_messages_and_bytes_are_the_formulas(
+    wide: Path, shape: tuple[int, int, int, int], scheme: str
+) -> None:
+    m, n, _, _ = shape
+    label = apart(*shape)
+    topology = Topology(
+        tuple(label("attention", i) for i in range(m)), tuple(label("moe", i) for i in range(n))
+    )
+    hidden = load_config(wide).hidden
+    with sent() as log, InProcessMesh(wide, attention=m, experts=n, nodes=label, exchange=scheme) as mesh:
+        mesh.generate([[5, 9, 14 + i] for i in range(m)], max_tokens=3)
+        index = {worker.member: i for i, worker in enumerate(mesh.workers)}
+        mesh.pump(
+            lambda: reported(mesh) == between_nodes(log, topology, index), "the transport's counts to agree"
+        )
+    tokens: dict[int, dict[int, int]] = defaultdict(dict)
+    counted: dict[tuple[int, int], dict[tuple[str, str], list[int]]] = defaultdict(
+        lambda: {(way, link): [0, 0] for way in ("out", "back") for link in ("inter", "intra")}
+    )
+    for sender, header, receivers in log:
+        if header.kind not in (Kind.HIDDEN, Kind.PARTIAL):
+            continue
+        if header.kind is Kind.HIDDEN and not header.layer and header.tokens:
+            tokens[header.step][index[sender]] = header.tokens
+        way = "out" if header.kind is Kind.HIDDEN else "back"
+        for receiver in receivers:
+            link = "inter" if topology.remote(index[sender], index[receiver]) else "intra"
+            count = counted[header.step, header.layer][way, link]
+            count[0] += 1
+            count[1] += HEADER_BYTES + header.payload_bytes
+    seen = 0
+    for (step, layer), counts in counted.items():
+        if layer:
+            expected = expected_counts(topology, tokens[step], SCHEMES[scheme], hidden)
+            assert {key: tuple(value) for key, value in counts.items()} == expected
+            seen += len(tokens[step]) == m
+    assert seen, "no step had tokens on all workers"
