@@ -161,6 +161,7 @@ async def test_keys_guard_both_doors(bare: Mesh) -> None:
                 await client.post("/v1/completions", json=body, headers=headers),
                 await client.get("/v1/models", headers=headers),
                 await client.get("/api/state", headers=headers),
+                await client.get("/api/activity", headers=headers),
             ):
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -228,6 +229,8 @@ async def test_state_tells_the_mesh(served: Mesh) -> None:
     assert state["gateway"]["completion_tokens"] == 5
     assert page.headers["content-type"].startswith("text/html")
     assert "api/state" in page.text
+    assert "function heat" in page.text
+    assert "/* charts.js */" not in page.text
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.text), (
         "the page loads nothing from elsewhere"
     )

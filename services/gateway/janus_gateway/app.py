@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from janus_gateway.activity import activity
 from janus_gateway.auth import ApiKeys
 from janus_gateway.metrics import CHAT, COMPLETION
 from janus_gateway.middleware import RequestMiddleware
@@ -32,7 +33,9 @@ _GONE = 499
 def build_app(parts: handlers.Parts, pool: WorkerPool, keys: ApiKeys, workers: WorkerMetrics) -> Starlette:
     """Everything that HTTP serves. Keys guard ``/v1`` and ``/api``; health, metrics and the page are open."""
     model, metrics, settings = parts.model, parts.metrics, parts.settings
-    page = resources.files("janus_gateway").joinpath("dashboard.html").read_text(encoding="utf-8")
+    files = resources.files("janus_gateway")
+    page = files.joinpath("dashboard.html").read_text(encoding="utf-8")
+    page = page.replace("/* charts.js */", files.joinpath("charts.js").read_text(encoding="utf-8"))
 
     def guarded(handler: Handler, *, key: bool = True) -> Handler:
         async def call(request: Request) -> Response:
@@ -92,6 +95,10 @@ def build_app(parts: handlers.Parts, pool: WorkerPool, keys: ApiKeys, workers: W
         found = await snapshot(pool, parts.generator, model, metrics, settings.worker_id)
         return JSONResponse(found, headers={"cache-control": "no-store"})
 
+    async def active(request: Request) -> Response:
+        found = activity(await workers.ask(await pool.leases()), pool.cohort)
+        return JSONResponse(found, headers={"cache-control": "no-store"})
+
     async def dashboard(request: Request) -> Response:
         return HTMLResponse(page, headers={"cache-control": "no-cache", "content-security-policy": _CSP})
 
@@ -104,6 +111,7 @@ def build_app(parts: handlers.Parts, pool: WorkerPool, keys: ApiKeys, workers: W
         Route("/health/ready", guarded(ready, key=False)),
         Route("/metrics", guarded(metrics_text, key=False)),
         Route("/api/state", guarded(state)),
+        Route("/api/activity", guarded(active)),
         Route("/", guarded(dashboard, key=False)),
     ]
     middleware = Middleware(

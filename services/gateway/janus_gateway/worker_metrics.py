@@ -1,4 +1,4 @@
-"""What workers count, for /metrics: asked of each (GetStats) at a scrape, never in between."""
+"""What workers count, for /metrics and the dashboard: asked of each (GetStats) then, never in between."""
 
 from __future__ import annotations
 
@@ -35,10 +35,14 @@ class WorkerMetrics:
 
     async def render(self, leases: Sequence[Lease]) -> bytes:
         """Prometheus' text format of all attention and MoE workers among ``leases``."""
+        return generate_latest(_Scrape(families(await self.ask(leases))))  # type: ignore[arg-type]
+
+    async def ask(self, leases: Sequence[Lease]) -> list[Answer]:
+        """What each attention and MoE worker among ``leases`` counts, in at most TIMEOUT_S."""
         asked = [lease for lease in leases if lease.role in (Role.ATTENTION, Role.MOE)]
         await self._forget({lease.grpc_address for lease in asked})
         answers = await asyncio.gather(*(self._ask(lease) for lease in asked))
-        return generate_latest(_Scrape(families(list(zip(asked, answers, strict=True)))))  # type: ignore[arg-type]
+        return list(zip(asked, answers, strict=True))
 
     async def _ask(self, lease: Lease) -> Any:
         channel = self._channels.get(lease.grpc_address)
