@@ -161,6 +161,29 @@ def test_other_digests_anywhere_repeat_the_layer(
     assert len(odd) == 3
 
 
+def test_auto_measures_the_links_and_says_what_it_expects(
+    mixtral: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = prompts(mixtral, 2, seed=8)
+    expected = run(mixtral, 1, 1, asked, tokens=30)
+    caplog.set_level("INFO", "janus.worker")
+    with InProcessMesh(mixtral, attention=2, experts=4, nodes=apart(2, 4, 1, 2), exchange="auto") as mesh:
+        assert_equal(mesh.generate(asked, max_tokens=30, logits=True), expected)
+        mesh.answer(mesh.submit(asked[0], max_tokens=3, trace=("ab" * 16, "cd" * 8)))
+        mesh.pump(lambda: bool(mesh.moe[0].spans and mesh.attention[0].spans), "spans")
+        mesh.form()
+        assert_equal(mesh.generate(asked, max_tokens=30, logits=True), expected)
+        steps = mesh.moe[0].stats["exchange_steps"]
+        spans = [span["attributes"] for span in mesh.moe[0].spans]
+        theirs = [span["attributes"] for span in mesh.attention[0].spans if span["name"] == "exchange.layer"]
+    said = [record.message for record in caplog.records if record.message.startswith("links ")]
+    assert len(said) == 2, "measured once for the same members"
+    assert not any("not measured" in text for text in said)
+    assert sum(steps.values()) >= 30
+    assert all(a["janus.exchange_predicted_us"] > 0 and a["janus.exchange"] in SCHEMES for a in spans)
+    assert {a["janus.exchange"] for a in theirs} <= {"1pc", *(a["janus.exchange"] for a in spans)}
+
+
 @pytest.mark.parametrize("scheme", TWO)
 def test_streams_outlive_leaders(mixtral: Path, scheme: str) -> None:
     """The first worker of a node goes, twice: the step is repeated in the next cohort by way of another one."""

@@ -204,6 +204,26 @@ class Exchange:
         _, buffer, handle = link.ring.popleft()
         self._post(peer, link, buffer, handle)
 
+    def pluck(self, peer: int, kind: Kind) -> Header | None:
+        """Header of the oldest frame of a kind among those that wait, which is consumed out of turn; or None."""
+        link = self._links.get(peer)
+        for i, (request, buffer, handle) in enumerate(link.ring if link else ()):
+            if not request.done():
+                break
+            try:
+                request.check()
+                header = decode(buffer)
+            except TransportError:
+                continue  # it is dropped in its turn
+            if header.kind is kind and header.source == peer:
+                assert link is not None
+                del link.ring[i]
+                self._post(peer, link, buffer, handle)
+                self.messages_received += 1
+                self.bytes_received += HEADER_BYTES + header.payload_bytes
+                return header
+        return None
+
     def _take(self, peer: int, link: _Link) -> Frame | None:
         """Frame in the oldest, completed receive; None after dropping it."""
         request, buffer, handle = link.ring[0]

@@ -42,6 +42,10 @@ class Kind(enum.IntEnum):
     """Coordinator to idle attention workers: the step is over."""
     WAKE = 4
     """Coordinator to sleeping attention workers: a step has begun."""
+    PROBE = 5
+    """Coordinator to anyone: measures a link; to be echoed when ``tokens`` is not 0."""
+    ECHO = 6
+    """The answer, as large."""
 
 
 class DType(enum.IntEnum):

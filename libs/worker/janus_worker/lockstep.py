@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from janus_transport.exchange import Exchange, Frame
-from janus_transport.framing import Kind
+from janus_transport.exchange import Exchange, Frame, SendBuffer
+from janus_transport.framing import Header, Kind
 from janus_transport.topology import Topology
 
 
@@ -167,6 +167,7 @@ class CohortInbox:
         self.stale = 0
         """Frames dropped for belonging to another epoch or step."""
         self._names: Callable[[int], str] = str
+        self._echo_buffer: SendBuffer | None = None
 
     def adopt(self, cohort: EngineCohort, peers: Sequence[Peer]) -> None:
         """Speak to ``peers`` under the cohort's epoch from now on."""
@@ -184,11 +185,30 @@ class CohortInbox:
         """Oldest frame of ``peer`` in this epoch, or None. Raises NewerEpoch."""
         while (frame := self.exchange.peek(peer)) is not None:
             if frame.header.epoch == self.epoch:
-                return frame
+                kind = frame.header.kind
+                if kind is Kind.PROBE:
+                    self._echo(peer, frame.header)
+                elif kind is Kind.ECHO:  # too late for who measured
+                    self.drop(peer)
+                else:
+                    return frame
+                continue
             if frame.header.epoch > self.epoch:
                 raise NewerEpoch(f"{self._names(peer)} runs epoch {frame.header.epoch}, we run {self.epoch}")
             self.drop(peer)
         return None
+
+    def _echo(self, peer: int, probe: Header) -> None:
+        exchange = self.exchange
+        exchange.pop(peer)
+        if probe.tokens:
+            buffer = self._echo_buffer = self._echo_buffer or exchange.allocate()
+            exchange.reclaim(buffer)
+            header = Header(
+                kind=Kind.ECHO, epoch=self.epoch, step=probe.step, source=exchange.member,
+                payload_bytes=probe.payload_bytes,
+            )  # fmt: skip
+            exchange.send([peer], header, buffer)
 
     def drop(self, peer: int) -> None:
         """Consume a frame that no longer matters."""

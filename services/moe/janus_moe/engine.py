@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from janus_kernels.ops import ExpertWeights
 from janus_models.experts import ExpertModel
 from janus_placement.window import Recorder
 from janus_transport import Frame, Header, Kind, SendBuffer, Transport
-from janus_transport.topology import SCHEMES, mask
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
 
+from janus_moe.choice import ExchangeChoice
 from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
 from janus_moe.gather import Gathered, check, gather
 from janus_moe.lanes import LaneAdvisor
@@ -90,10 +90,15 @@ class MoeEngine(CohortEngine):
         """Flag.DECODES when a stream decodes in the latest pass."""
         self.counters = PassCounters()
         self._compute = MoeCompute(model, self.counters)
+        self._prober: int | None = None
+        """The coordinator, where it is another worker of this node."""
         self._relay = MoeRelay(
             self, self.inbox.peek, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens,
             num_experts=model.config.moe.num_experts,
         )  # fmt: skip
+        self._choice = ExchangeChoice(
+            self, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens, layers=self._layers
+        )
         self._named = (0, 0)
         """As coordinator: scheme and active ranks (bits) of the latest lane's layers after the first."""
         self._loader = ExpertLoader(model)
@@ -116,6 +121,7 @@ class MoeEngine(CohortEngine):
         return {
             **dataclasses.asdict(self.counters),
             "layer_groups": self._compute.groups.report(),
+            "exchange_steps": dict(self._choice.steps),
             "schedule_latency": self._compute.schedule_latency.report(),
         }
 
@@ -166,9 +172,13 @@ class MoeEngine(CohortEngine):
             del self._loaded[key]
         self.inbox.adopt(cohort, (*cohort.attention, *cohort.mates(self.member)))
         self._relay.adopt(cohort)
+        self._choice.adopt(cohort, rank)
+        self._prober = next(
+            (p.member for p in cohort.mates(self.member) if p.member == cohort.moe[0].member), None
+        )
         members = [peer.member for peer in cohort.attention]
         self._replies = {(member, lane): self.exchange.allocate() for member in members for lane in (0, 1)}
-        self._lanes = LaneAdvisor()
+        self._lanes, self._named = LaneAdvisor(), (0, 0)
         self._ranks = {peer.member: r for r, peer in enumerate(cohort.attention)}
         self._rank, self._reporters = rank, len(cohort.moe)
         # Whoever has begun a step of the epoch before, and would finish it, learns that it is over.
@@ -190,6 +200,7 @@ class MoeEngine(CohortEngine):
         assert self.cohort is not None
         everyone = [peer.member for peer in self.cohort.attention]
         slept = self.asleep
+        self._choice.prepare()
         frames = self._first_frames(everyone)
         headers = [frame.header for frame in frames]
         active = [header.source for header in headers if header.tokens]
@@ -221,7 +232,8 @@ class MoeEngine(CohortEngine):
         self.amid = True
         for layer in range(self._layers):
             for lane, members in enumerate(lanes):
-                self._turn(layer, lane, members)
+                self._turn(layer, lane, members, split=len(lanes) > 1)
+        self._choice.observe()
         # The idle may start the next step; a repeat of the last layer is among the active alone.
         self._notify(Kind.STEP_DONE, idle, total)
         self.amid = False
@@ -230,13 +242,13 @@ class MoeEngine(CohortEngine):
         for lane, members in enumerate(lanes):
             self._repeats(self._layers, lane, members)
 
-    def _turn(self, layer: int, lane: int, members: list[int]) -> None:
+    def _turn(self, layer: int, lane: int, members: list[int], *, split: bool) -> None:
         if layer:
             first, frames = self._repeats(layer, lane, members)
         else:
             frames = self._frames(members)
             first = frames[0].header
-            self._choose(lane, frames)
+            self._choose(lane, frames, split=split)
         if first is None:
             raise ProtocolError(members[0], f"left step {self.step} before layer {layer}")
         self._layer(layer, lane, members, first, frames)
@@ -272,16 +284,13 @@ class MoeEngine(CohortEngine):
             self._check(frame, self.step, layer, lane)
         self._pass(layer, members, frames)
 
-    def _choose(self, lane: int, frames: list[Frame]) -> None:
+    def _choose(self, lane: int, frames: list[Frame], *, split: bool) -> None:
         """How a lane's later layers go between nodes; the coordinator decides, the others learn it from frames."""
-        self._named = (0, 0)
         if not self._relay.topology.spread:
             return
-        assert self.cohort is not None
         tokens = {self._ranks[frame.header.source]: frame.header.tokens for frame in frames}
         self._relay.begin(lane, tokens)
-        if self._rank == 0 and self.cohort.exchange != "auto":
-            self._named = (SCHEMES[self.cohort.exchange], mask(tokens))
+        self._named = self._choice.choose(tokens, split=split)
 
     def _check(self, frame: Frame, step: int, layer: int, lane: int = 0) -> None:
         check(
@@ -298,20 +307,26 @@ class MoeEngine(CohortEngine):
         """A step's first frame of each attention worker; the coordinator wakes those who sleep."""
         if self.asleep:
             while not self.wait(
-                lambda: any(self.inbox.peek(m) for m in everyone), waiting_for=tuple, quiet=True
+                lambda: any(self._peek_first(m) for m in everyone), waiting_for=tuple, quiet=True
             ):
                 pass
             late = [m for m in everyone if self.inbox.peek(m) is None]
             self._notify(Kind.WAKE, late, 0)
-        frames = self._frames(everyone)
+        frames = self._frames(everyone, self._peek_first)
         for frame in frames:
             self._check(frame, self.step, 0)
         return frames
 
-    def _frames(self, members: list[int]) -> list[Frame]:
+    def _peek_first(self, member: int) -> Frame | None:
+        """As the inbox; what a coordinator on this node measures with is answered as well."""
+        if self._prober is not None:
+            self.inbox.peek(self._prober)
+        return self.inbox.peek(member)
+
+    def _frames(self, members: list[int], peek: Callable[[int], Frame | None] | None = None) -> list[Frame]:
         """The next frame of each, in their order; not consumed."""
         started = time.perf_counter()
-        frames = self.await_frames(members, self.inbox.peek)
+        frames = self.await_frames(members, peek or self.inbox.peek)
         self.counters.wait_seconds += time.perf_counter() - started
         return frames
 
@@ -356,6 +371,7 @@ class MoeEngine(CohortEngine):
                         "janus.epoch": self.inbox.epoch,
                         "janus.tokens": batch.x_TD.shape[0], "janus.a_max": result.a_max,
                         "janus.experts_activated_here": int(result.instance_load[self._rank]),
+                        **self._choice.latest,
                     },
                 )  # fmt: skip
         return _Done(out_TD, result.digest, elapsed_us)

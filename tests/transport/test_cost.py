@@ -1,0 +1,102 @@
+"""Predictions and choices of an exchange: against a slow reckoning by hand, and what a chooser settles on."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from janus_transport.choice import Chooser
+from janus_transport.cost import DEFAULT, Link, Links, fit, line, predict
+from janus_transport.framing import HEADER_BYTES
+from janus_transport.plan import make_plan
+from janus_transport.topology import Scheme, Topology
+
+SIZES = {"out": 400, "back": 800, "most": 1 << 20}
+
+
+def two_by_two(m: int = 4, n: int = 4) -> Topology:
+    return Topology(tuple(f"a{i * 2 // m}" for i in range(m)), tuple(f"e{i * 2 // n}" for i in range(n)))
+
+
+def test_a_link_goes_through_its_points_and_on() -> None:
+    link = Link(((0, 10e-6), (1000, 12e-6), (2000, 20e-6)), 3e-6)
+    assert [link.seconds(s) for s in (0, 500, 1000, 1500, 2000)] == pytest.approx(
+        [10e-6, 11e-6, 12e-6, 16e-6, 20e-6]
+    )
+    assert link.seconds(4000) == pytest.approx(36e-6)
+    assert link.busy_s(2000) == pytest.approx(13e-6)
+    assert Link(((0, 5e-6),), 0.0).seconds(1 << 20) == 5e-6
+
+
+def test_fit_takes_the_least_of_each_size_and_the_gap_of_a_row() -> None:
+    link = fit([(0, 9e-6), (0, 5e-6), (100, 4e-6), (1000, 8e-6)], [(1, 10e-6), (8, 24e-6), (8, 31e-6)])
+    assert link.points == ((0, 5e-6), (100, 5e-6), (1000, 8e-6))
+    assert link.gap_s == pytest.approx(2e-6)
+
+
+@pytest.mark.parametrize("b", [1, 64])
+def test_predictions_equal_what_is_reckoned_by_hand(b: int) -> None:
+    """2 + 2 nodes of two workers each: who is busy how long in which phase."""
+    topology, tokens = two_by_two(), dict.fromkeys(range(4), b)
+    links = Links(intra=line(10e-6, 10e9, 2e-6), inter=line(100e-6, 1e9, 5e-6))
+
+    def intra(rows: int, row: int) -> float:
+        return 2e-6 + (HEADER_BYTES + rows * row) / 10e9
+
+    def inter(rows: int, row: int) -> float:
+        return 5e-6 + (HEADER_BYTES + rows * row) / 1e9
+
+    expected = Counter(dict.fromkeys(Scheme, 0.0))
+    for row in (400, 800):
+        expected[Scheme.ONE_PHASE] += 95e-6 + 4 * inter(b, row)
+        expected[Scheme.AGGREGATE] += (
+            (8e-6 + intra(b, row)) + (95e-6 + 2 * inter(2 * b, row)) + (8e-6 + intra(4 * b, row))
+        )
+        expected[Scheme.ONE_TO_ONE] += (95e-6 + 2 * inter(b, row)) + (8e-6 + intra(2 * b, row))
+    for scheme in Scheme:
+        plan = make_plan(scheme, topology, range(4))
+        assert predict(plan, topology, tokens, links, **SIZES) == pytest.approx(expected[scheme])
+
+
+def steps(
+    chooser: Chooser, tokens: dict[int, int], true: dict[Scheme, float], count: int, noise: float
+) -> Counter:
+    draw = random.Random(1)
+    seen: Counter[Scheme] = Counter()
+    for _ in range(count):
+        scheme, predicted = chooser.choose(tokens)
+        assert predicted > 0
+        seen[scheme] += 1
+        chooser.observe(tokens, scheme, true[scheme] * draw.uniform(1, 1 + noise))
+    return seen
+
+
+def test_wrong_predictions_are_corrected_by_measurement() -> None:
+    topology, tokens = two_by_two(), dict.fromkeys(range(4), 8)
+    near = Links(intra=line(10e-6, 10e9, 9e-6), inter=line(11e-6, 9e9, 9e-6))
+    chooser = Chooser(topology, links=near, **SIZES)
+    order = sorted(chooser.predictions(tokens).items(), key=lambda item: item[1])
+    assert order[1][1] < 1.5 * order[0][1], "two worth a try"
+    wanted = order[1][0]
+    true = {scheme: 1e-3 if scheme is wanted else 1.3e-3 for scheme in Scheme}
+    seen = steps(chooser, tokens, true, 400, 0.1)
+    assert chooser.choose(tokens)[0] is wanted
+    assert seen[wanted] > 370
+
+
+def test_what_is_predicted_to_be_far_slower_is_never_tried() -> None:
+    topology, tokens = two_by_two(8, 8), dict.fromkeys(range(8), 1)
+    chooser = Chooser(
+        topology, links=Links(intra=line(1e-6, 50e9, 1e-6), inter=line(1e-3, 1e9, 1e-3)), **SIZES
+    )
+    seen = steps(chooser, tokens, dict.fromkeys(Scheme, 1e-3), 300, 0.1)
+    assert not seen[Scheme.ONE_PHASE]
+
+
+def test_without_learning_the_prediction_decides() -> None:
+    topology, tokens = two_by_two(), dict.fromkeys(range(4), 2)
+    chooser = Chooser(topology, links=DEFAULT, learn=False, **SIZES)
+    predictions = chooser.predictions(tokens)
+    best = min(predictions, key=lambda scheme: predictions[scheme])
+    assert steps(chooser, tokens, dict.fromkeys(Scheme, 1.0), 50, 0.0) == Counter({best: 50})

@@ -1,0 +1,104 @@
+"""Measuring links: peers that answer, that have sent something before, and that never answer."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from janus_transport import Exchange, Header, Kind, Transport, create_transport
+from janus_transport.cost import DEFAULT
+from janus_worker import profile
+from janus_worker.lockstep import CohortInbox, EngineCohort
+from janus_worker.profile import measure_links
+
+
+class Party:
+    """A member with an inbox; it waits for frames of the others in a thread of its own."""
+
+    def __init__(self, member: int) -> None:
+        self.member = member
+        self.transport: Transport = create_transport("inproc", member=member)
+        self.exchange = Exchange(self.transport, member=member, max_payload=300_000)
+        self.inbox = CohortInbox(self.exchange)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def serve(self, peer: int) -> None:
+        def loop() -> None:
+            while not self._stop.is_set():
+                self.inbox.peek(peer)
+                self.transport.wait(self._stop.is_set, deadline=time.monotonic() + 5, before_sleep=look)
+
+        def look() -> bool:
+            self.inbox.peek(peer)
+            return self._stop.is_set()
+
+        self._thread = threading.Thread(target=loop, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self.transport._notify()  # type: ignore[attr-defined]
+            self._thread.join(10)
+        self.transport.close()
+
+
+@pytest.fixture
+def parties() -> Iterator[list[Party]]:
+    """Attention workers 1 (here) and 2 (elsewhere), MoE workers 3 (the coordinator, here) and 4 (here)."""
+    made = [Party(member) for member in (1, 2, 3, 4)]
+    yield made
+    for party in made:
+        party.close()
+
+
+def cohort_of(parties: list[Party]) -> EngineCohort:
+    def row(party: Party, node: str) -> list[Any]:
+        return [party.member, base64.b64encode(party.transport.address).decode(), f"w{party.member}", node]
+
+    body = {
+        "epoch": 7, "gating": "moe", "scheduling": "optimal", "layout_version": 1,
+        "attention": [row(parties[0], "x"), row(parties[1], "y")],
+        "moe": [row(parties[2], "x"), row(parties[3], "x")],
+    }  # fmt: skip
+    cohort = EngineCohort.from_message(body)
+    for party in parties:
+        everyone = (*cohort.attention, *cohort.moe)
+        party.inbox.adopt(cohort, [peer for peer in everyone if peer.member != party.member])
+    return cohort
+
+
+def engine(party: Party) -> Any:
+    return SimpleNamespace(exchange=party.exchange, member=party.member)
+
+
+def test_both_classes_are_measured(parties: list[Party]) -> None:
+    cohort = cohort_of(parties)
+    for party in parties:
+        if party.member != 3:
+            party.serve(3)
+    # What was there before the measurement is there after it.
+    early = Header(kind=Kind.HIDDEN, epoch=7, step=0, source=1, tokens=0)
+    parties[0].exchange.send([3], early, parties[0].exchange.allocate())
+    links = measure_links(engine(parties[2]), cohort)
+    for link in (links.intra, links.inter):
+        assert [size for size, _ in link.points] == [0, 128 + (16 << 10), 128 + (256 << 10)]
+        assert 0 < link.points[0][1] < 0.05 and 0 <= link.gap_s < 0.05
+    frame = parties[2].inbox.peek(1)
+    assert frame is not None and frame.header.kind is Kind.HIDDEN
+
+
+def test_who_never_answers_costs_a_bounded_time(
+    parties: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "BUDGET_S", 0.05)
+    cohort = cohort_of(parties)
+    began = time.monotonic()
+    assert measure_links(engine(parties[2]), cohort) == DEFAULT
+    assert time.monotonic() - began < 2
