@@ -307,12 +307,15 @@ class SimulatedMesh:
         self.world.later(self.world.rng.uniform(0, 0.5), turn)
 
     def gateway(self) -> None:
-        """Streams whose worker is gone go on at another of the cohort, from what was delivered."""
+        """Streams whose worker is gone, or in the cohort no more, go on at another, from what was delivered."""
         record = self.redis.record
-        held = {s for w in self.workers.values() for s in w.streams}
         here = [
             w for w in self.workers.values() if record and any(m.member == w.member for m in record.attention)
         ]
+        held = {s for w in here for s in w.streams}
+        for worker in self.workers.values():
+            if worker not in here:
+                worker.streams.clear()
         for stream, count in enumerate(self.delivered):
             if stream not in held and count < self.length and here:
                 min(here, key=lambda w: len(w.streams)).streams[stream] = count

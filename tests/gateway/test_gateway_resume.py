@@ -56,6 +56,22 @@ async def test_a_stream_goes_on_at_another_worker_token_for_token(bare: Mesh, co
     assert {len(r.resumed_token_ids) for r in resumed} == {7}
 
 
+async def test_a_frozen_worker_that_leaves_the_cohort_loses_its_streams(bare: Mesh) -> None:
+    """Nothing breaks and nothing comes: that it steps no more is all there is to see."""
+    first, second = await pair(bare)
+    first.delay_s = second.delay_s = 0.02
+    requests = [asyncio.create_task(complete(bare, seed=seed)) for seed in range(1, 7)]
+    await until(lambda: first.active == 3 and second.active == 3)
+    await asyncio.sleep(0.2)
+    first.delay_s = 3600.0
+    await asyncio.sleep(0.1)
+    assert first.active == 3
+    await bare.publish([second])
+    answers = await asyncio.gather(*requests)
+    assert [a.json()["choices"][0]["text"] for a in answers] == [text(bare, seed) for seed in range(1, 7)]
+    await until(lambda: first.cancelled == 3)
+
+
 async def test_a_worker_that_is_killed_in_mid_stream(bare: Mesh) -> None:
     first, second = await pair(bare)
     first.delay_s = second.delay_s = 0.02

@@ -91,18 +91,22 @@ def test_minima_hold_the_first_cohort_back_and_say_what_is_missing() -> None:
     assert "MoE workers: 2 of 3 ready [moe-5 starting (mapping weights)]" in decision.reason
 
 
-def test_minima_count_again_when_nobody_of_the_old_cohort_is_left() -> None:
+def test_a_mesh_that_lost_all_goes_on_with_what_is_enough() -> None:
+    """Streams wait for it; those that come later join."""
     record = formed(decide([A0, M0, M1], None, RULES))
     again = [dataclasses.replace(w, member=w.member + 100, slots=8) for w in (A0, M0, M1)]
-    decision = decide(again[:2], record, Rules(min_experts=2))
-    assert isinstance(decision, Wait) and "MoE workers: 1 of 2 ready" in decision.reason
-    assert isinstance(decide(again, record, Rules(min_experts=2)), Form)
+    decision = decide(again[:2], record, Rules(min_attention=2, min_experts=2))
+    assert isinstance(decision, Form) and decision.lost == ("attention-0", "moe-0", "moe-1")
 
 
-def test_a_mesh_that_was_scaled_down_is_whole_with_what_it_had() -> None:
+def test_losses_are_told_from_joins_and_drains() -> None:
     record = formed(decide([A0, M0, M1], None, RULES))
-    again = [dataclasses.replace(w, member=w.member + 100) for w in (A0, M0, M1)]
-    assert isinstance(decide(again, record, Rules(min_experts=3)), Form)
+    joined = decide([A0, M0, M1, M2], record, RULES)
+    assert isinstance(joined, Form) and joined.lost == ()
+    lost = decide([A0, M0, M2], record, RULES)
+    assert isinstance(lost, Form) and lost.lost == ("moe-1",)
+    drained = decide([A0, M0, dataclasses.replace(M1, state=WorkerState.DRAINING), M2], record, RULES)
+    assert isinstance(drained, Form) and drained.lost == ()
 
 
 def test_too_few_slots_wait_for_more_moe_workers() -> None:
@@ -236,3 +240,5 @@ def test_settling_on_a_fake_clock() -> None:
     assert settler.remaining("b", 10.25) == pytest.approx(0.3)  # another answer: from the beginning
     assert settler.remaining("b", 10.55) == pytest.approx(0.0)
     assert settler.remaining("b", 99.0) == 0.0
+    assert settler.remaining("c", 100.0, 0.03) == pytest.approx(0.03)
+    assert settler.remaining("c", 100.04, 0.03) == 0.0

@@ -55,14 +55,38 @@ async def say(host: Host, *bodies: dict[str, Any]) -> None:
         await host._read_engine(FakeEngine(*bodies))  # type: ignore[arg-type]
 
 
-async def test_a_fault_without_a_new_cohort_ends_the_worker(host: Host) -> None:
+@pytest.fixture
+def leases(host: Host, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Members that have a lease."""
+    members = {3}
+
+    async def has_lease(member: int) -> bool:
+        return member in members
+
+    monkeypatch.setattr(host, "_has_lease", has_lease)
+    return members
+
+
+async def test_a_fault_without_a_new_cohort_ends_the_worker(host: Host, leases: set[int]) -> None:
     await say(host, {"t": "fault", "member": 3, "reason": "attention-1 is gone"})
     with pytest.raises(Unavailable, match=r"attention-1 is gone, yet no new cohort came"):
         async with asyncio.timeout(5):
             await host._watch_faults()
 
 
-async def test_a_new_cohort_heals_it(host: Host) -> None:
+async def test_a_peer_that_is_gone_is_waited_for(host: Host, leases: set[int]) -> None:
+    leases.clear()
+    watch = asyncio.create_task(host._watch_faults())
+    await say(host, {"t": "fault", "member": 3, "reason": "attention-1 is gone"})
+    done, _ = await asyncio.wait({watch}, timeout=0.5)
+    assert not done
+    leases.add(3)  # it was a link that broke, or Redis was away
+    with pytest.raises(Unavailable, match="attention-1 is gone"):
+        async with asyncio.timeout(5):
+            await watch
+
+
+async def test_a_new_cohort_heals_it(host: Host, leases: set[int]) -> None:
     watch = asyncio.create_task(host._watch_faults())
     await say(host, {"t": "fault", "member": 3, "reason": "attention-1 is gone"})
     await asyncio.sleep(0.02)

@@ -62,7 +62,7 @@ class WorkerHost(abc.ABC, Generic[S]):
         self._call_ids = itertools.count(1)
         self._sent_epoch = 0
         self._fault = asyncio.Event()
-        self._fault_reason = ""
+        self._fault_reason, self._fault_member = "", 0
 
     # What a worker adds -----------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class WorkerHost(abc.ABC, Generic[S]):
             elif kind == "stall":
                 await self._tell(detail=message.body["detail"])
             elif kind == "fault":
-                self._fault_reason = message.body["reason"]
+                self._fault_reason, self._fault_member = message.body["reason"], message.body["member"]
                 self._fault.set()
                 await self._tell(detail=self._fault_reason)
             elif kind == "stats":
@@ -219,22 +219,32 @@ class WorkerHost(abc.ABC, Generic[S]):
         )  # fmt: skip
 
     async def _watch_faults(self) -> None:
-        """A lost peer's lease ends and a new cohort follows; when none does, the link to it is what is broken.
+        """A lost peer's lease ends and a new cohort follows; when the lease lives on, the link is what is broken.
 
         Then this worker starts again: as a new member it gets a new cohort with new links, and the gateway
-        resumes its streams elsewhere meanwhile.
+        resumes its streams elsewhere meanwhile. A peer that is really gone may be long in coming back, when too
+        few workers are left: starting again would only add to that.
         """
+        patience = 2 * self.settings.lease_ttl_s + _FAULT_S
         while True:
             await self._fault.wait()
             self._fault.clear()
-            epoch = self._sent_epoch
-            patience = 2 * self.settings.lease_ttl_s + _FAULT_S
-            await asyncio.sleep(patience)
-            if self._sent_epoch == epoch:
-                raise Unavailable(
-                    f"{self._fault_reason}, yet no new cohort came within {patience:.0f} s of epoch {epoch}",
-                    reason="PEER_UNREACHABLE", next_step="Start this worker again (a supervisor does).",
-                )  # fmt: skip
+            epoch, member = self._sent_epoch, self._fault_member
+            while self._sent_epoch == epoch:
+                await asyncio.sleep(patience)
+                if self._sent_epoch == epoch and await self._has_lease(member):
+                    raise Unavailable(
+                        f"{self._fault_reason}, yet no new cohort came within {patience:.0f} s of epoch {epoch}",
+                        reason="PEER_UNREACHABLE", next_step="Start this worker again (a supervisor does).",
+                    )  # fmt: skip
+
+    async def _has_lease(self, member: int) -> bool:
+        """False also while Redis is away: nothing can change then, nor would starting again help."""
+        assert self._coordination is not None
+        try:
+            return any(lease.member == member for lease in await self._coordination.workers())
+        except JanusError:
+            return False
 
     async def _close(self, coordination: Coordination, server: GrpcServer) -> None:
         self._startup.done()

@@ -252,6 +252,7 @@ class Generator:
         )
         with trace.use_span(span):  # the call's metadata names the span as parent
             call = target.stub.Generate(request, timeout=max(0.001, job.deadline - time.monotonic()))
+        target.calls.add(call)
         try:
             async for response in call:
                 target.succeeded()
@@ -269,9 +270,11 @@ class Generator:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # grpc.aio says it this way too when the worker, not we, cancelled the call.
-            raise _Lost(Unavailable(f"{target.worker.worker_id} cancelled the call")) from None
+            # grpc.aio says it this way too when the worker, or the pool as it left the cohort, cancelled the call.
+            what = "cancelled the call" if target.current else "left the cohort"
+            raise _Lost(Unavailable(f"{target.worker.worker_id} {what}")) from None
         finally:
+            target.calls.discard(call)
             call.cancel()
 
     def _gave_up(self, cause: JanusError, tokens: int) -> JanusError:

@@ -40,6 +40,8 @@ class Target:
     retry_at: float = 0.0
     current: bool = True
     """In the cohort in force."""
+    calls: set[grpc.aio.Call] = field(default_factory=set)
+    """Under way."""
     stub: attention_pb2_grpc.AttentionServiceStub = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,8 +81,16 @@ class WorkerPool:
         members = {worker.member: worker for worker in cohort.attention}
         for number, target in list(self._targets.items()):
             target.current = number in members
-            if not target.current and not target.in_flight:
+            if target.current:
+                continue
+            if not target.in_flight:
                 self._forget(number)
+            elif target.calls:
+                # It steps no more, dead or not: frozen, or cut off, it would not even say so.
+                name = target.worker.worker_id
+                log.warning("%s left the cohort: %d streams go on elsewhere", name, len(target.calls))
+                for call in target.calls:
+                    call.cancel()
         for number, worker in members.items():
             if number not in self._targets:
                 channel = connect(worker.grpc_address, self._settings)

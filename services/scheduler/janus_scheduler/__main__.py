@@ -22,6 +22,7 @@ from janus_scheduler.membership import Rules
 from janus_scheduler.publisher import Publisher
 from janus_scheduler.rebalancer import Rebalancer
 from janus_scheduler.service import SchedulerService
+from janus_scheduler.vigil import Vigil
 
 ROLE = "scheduler"
 
@@ -47,6 +48,8 @@ async def serve(settings: SchedulerSettings) -> None:
         async def tell(status: str) -> None:
             await keeper.update(detail=status)
 
+        vigil = Vigil(settings, coordination.bury)
+        stack.push_async_callback(vigil.close)
         publisher = Publisher(
             coordination,
             settings.worker_id,
@@ -58,6 +61,7 @@ async def serve(settings: SchedulerSettings) -> None:
             settle_s=settings.settle_s,
             lease_ttl_s=settings.lease_ttl_s,
             on_status=tell,
+            on_leases=vigil.follow,
         )  # fmt: skip
         rebalancer = Rebalancer(
             coordination, publisher, settings, every_s=settings.rebalance_s,

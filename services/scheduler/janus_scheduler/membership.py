@@ -19,7 +19,7 @@ class Rules:
     """What a cohort must have."""
 
     min_attention: int = 1
-    """For the first cohort; afterwards a mesh that lost a worker goes on with one or more."""
+    """For the first cohort; afterwards a mesh that lost workers goes on with one or more."""
     min_experts: int = 1
     gating: str = "moe"
     scheduling: str = "optimal"
@@ -52,6 +52,8 @@ class Form:
     moe: tuple[Lease, ...]
     reason: str
     refused: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    """Members of the cohort in force that are gone: its steps stand still until the next one."""
 
 
 Decision = Keep | Wait | Form
@@ -78,7 +80,7 @@ def decide(
     )
     moe = _ranked([w for w in fitting if w.role is Role.MOE], previous.moe if previous else ())
     moe, leaving = _without_draining(moe)
-    missing_text = _missing(attention, moe, leases, previous, rules)
+    missing_text = _missing(attention, moe, leases, first=previous is None, rules=rules)
     if missing_text:
         return Wait(reason=missing_text, refused=refused)
     if previous is not None and _same(previous, attention, moe, rules):
@@ -88,6 +90,7 @@ def decide(
         moe=moe,
         reason=_change(previous, attention, moe, leaving, rules),
         refused=refused,
+        lost=_lost(previous, (*attention, *moe), leaving),
     )
 
 
@@ -194,20 +197,11 @@ def _capacity(moe: Sequence[Lease]) -> int:
 
 
 def _missing(
-    attention: Sequence[Lease],
-    moe: Sequence[Lease],
-    leases: Sequence[Lease],
-    previous: CohortRecord | None,
-    rules: Rules,
+    attention: Sequence[Lease], moe: Sequence[Lease], leases: Sequence[Lease], *, first: bool, rules: Rules
 ) -> str:
     """What a cohort still needs; empty when nothing."""
-    here = {(w.worker_id, w.member) for w in leases}
-    first = previous is None or not here & {(m.worker_id, m.member) for m in _members(previous)}
     need_attention = rules.min_attention if first else 1
     need_moe = rules.min_experts if first else 1
-    if previous is not None:  # scaled down, and all its workers lost: whole with what it had
-        need_attention = min(need_attention, len(previous.attention))
-        need_moe = min(need_moe, len(previous.moe))
     needs = []
     if len(attention) < need_attention:
         doing = _starting(leases, Role.ATTENTION)
@@ -269,9 +263,10 @@ def _change(
     if previous is None:
         return "first cohort"
     old = {(m.worker_id, m.member) for m in _members(previous)}
-    new = {(w.worker_id, w.member) for w in (*attention, *moe)}
-    joined = sorted((n for n, _ in new - old), key=_natural)
-    left = sorted((n for n, _ in old - new if n not in leaving), key=_natural)
+    joined = sorted(
+        (w.worker_id for w in (*attention, *moe) if (w.worker_id, w.member) not in old), key=_natural
+    )
+    left = _lost(previous, (*attention, *moe), leaving)
     parts = [
         *([f"{_join(joined)} joined"] if joined else []),
         *([f"{_join(left)} gone"] if left else []),
@@ -286,6 +281,14 @@ def _change(
     return ", ".join(parts) or "addresses or model changed"
 
 
+def _lost(previous: CohortRecord | None, staying: Sequence[Lease], leaving: Sequence[str]) -> tuple[str, ...]:
+    here = {(w.worker_id, w.member) for w in staying}
+    gone = (
+        (m.worker_id for m in _members(previous) if (m.worker_id, m.member) not in here) if previous else ()
+    )
+    return tuple(sorted((name for name in gone if name not in leaving), key=_natural))
+
+
 def _join(names: Iterable[str]) -> str:
     return ", ".join(names)
 
@@ -298,8 +301,11 @@ class Settler:
         self._what: object = None
         self._since = 0.0
 
-    def remaining(self, what: object, now: float) -> float:
-        """Seconds that ``what`` still has to stand; 0 when it may go through. ``now`` is monotonic."""
+    def remaining(self, what: object, now: float, at_most: float = float("inf")) -> float:
+        """Seconds that ``what`` still has to stand; 0 when it may go through. ``now`` is monotonic.
+
+        ``at_most``: of the settle time, this is enough.
+        """
         if what != self._what:
             self._what, self._since = what, now
-        return max(0.0, self._since + self._settle_s - now)
+        return max(0.0, self._since + min(self._settle_s, at_most) - now)

@@ -22,6 +22,8 @@ ROUND_S = 1.0
 QUIET_S = 5.0
 """And at least this often while nothing is, see :meth:`Publisher._quiet`."""
 _EXPIRY_SLACK_S = 0.02
+_LOSS_SETTLE_S = 0.03
+"""While a member is lost every step waits: only what dies together is gathered."""
 
 
 class Publisher:
@@ -36,13 +38,16 @@ class Publisher:
         settle_s: float,
         lease_ttl_s: float,
         on_status: Callable[[str], Awaitable[None]] | None = None,
+        on_leases: Callable[[Sequence[Lease]], None] | None = None,
     ) -> None:
+        """``on_leases`` hears every live lease at each look while in office, and none when not."""
         self._coordination = coordination
         self._worker_id = worker_id
         self._rules = rules
         self._lease_ttl_s = lease_ttl_s
         self._settler = Settler(settle_s)
         self._on_status = on_status
+        self._on_leases = on_leases
         self._token: int | None = None
         self._blind_until = 0.0
         self._refused: tuple[str, ...] = ()
@@ -82,6 +87,8 @@ class Publisher:
 
     async def _round(self, now: float) -> float:
         look = await self._look()
+        if self._on_leases is not None:
+            self._on_leases(look.leases if look is not None else ())
         if look is None:
             await self._remember()
             await self._say(f"standing by for {await self._coordination.leader() or 'the office'}")
@@ -102,7 +109,7 @@ class Publisher:
         else:
             # Load and detail in a lease change all the time; who and where is what must settle.
             members = tuple(map(to_member, (*decision.attention, *decision.moe)))
-            left = self._settler.remaining(members, now)
+            left = self._settler.remaining(members, now, _LOSS_SETTLE_S if decision.lost else float("inf"))
             if left > 0:
                 return min(left, ROUND_S)
             await self._publish(decision, leases)
