@@ -35,11 +35,11 @@ def prompt(i: int) -> list[int]:
     return [100 + 7 * i, 300 + i, 17, 5000 + 3 * i]
 
 
-def local(model: str, batches: list[int], tokens: int, threads: int, rounds: int) -> list[Row]:
+def local(model: str, batches: list[int], tokens: int, threads: int, rounds: int, dtype: str) -> list[Row]:
     """The whole model in this process: the floor that a mesh is measured against."""
     torch.set_num_threads(threads)
     set_num_threads(threads)
-    runner = LocalModel(model, kv_blocks=4 * max(batches) + tokens * max(batches) // 16)
+    runner = LocalModel(model, dtype, kv_blocks=4 * max(batches) + tokens * max(batches) // 16)
     rows = []
     for batch in batches:
         gaps: list[float] = []
@@ -64,7 +64,8 @@ def local(model: str, batches: list[int], tokens: int, threads: int, rounds: int
 
 def total(mesh: ProcessMesh) -> dict[str, float]:
     """Counters summed over the attention workers, and processor seconds of every engine."""
-    names = set().union(*(worker.stats for worker in mesh.attention))
+    stats = [worker.stats for worker in mesh.attention]
+    names = {name for each in stats for name, value in each.items() if not isinstance(value, dict)}
     sums = {name: sum(worker.stats.get(name, 0.0) for worker in mesh.attention) for name in names}
     pids = [mesh.pid(worker) for worker in mesh.workers]
     sums["cpu"] = sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
@@ -94,12 +95,12 @@ def quiet(mesh: ProcessMesh) -> Callable[[], bool]:
 
 def measure(
     model: str, shape: tuple[int, int], batches: list[int], tokens: int, threads: int, rounds: int,
-    options: EngineOptions,
+    options: EngineOptions, dtype: str,
 ) -> list[Row]:  # fmt: skip
     """One mesh at every batch size."""
     rows = []
     with ProcessMesh(
-        model, attention=shape[0], experts=shape[1], threads=threads, attention_options=options
+        model, attention=shape[0], experts=shape[1], threads=threads, attention_options=options, dtype=dtype
     ) as mesh:
         decode(mesh, max(batches), 4)  # each weight read once
         for batch in batches:
@@ -121,7 +122,7 @@ def measure(
             each = {name: 1e3 * value / steps for name, value in spent.items() if name.endswith("_seconds")}
             rows.append(
                 {
-                    "mesh": f"{shape[0]}x{shape[1]}, {threads} threads", "batch": batch,
+                    "mesh": f"{shape[0]}x{shape[1]}, {threads} threads, {options.micro_batches}", "batch": batch,
                     "step": 1e3 * statistics.median(gaps),
                     "attention": each["attention_seconds"] - each["head_seconds"], "head": each["head_seconds"],
                     "moe": each["moe_seconds"], "exchange": each["exchange_seconds"] - each["moe_seconds"],
@@ -151,25 +152,32 @@ def table(rows: list[Row]) -> str:
 @click.option(
     "--threads", default=0, help="Threads per engine; 0: the cores shared out, as the supervisor does."
 )
+@click.option("--dtype", default="float32", show_default=True, help="Of weights and KV cache.")
+@click.option(
+    "--micro-batches", "lanes", default="1", show_default=True, help="Several to compare: 1,2,auto."
+)
 @click.option("--alone/--no-alone", default=True, help="Measure janus_models.local too.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write the rows here as well.")
 @click.option("--save/--no-save", default=True, help="Write results/step.md.")
 def main(
-    model: str, shapes: str, batches: str, tokens: int, rounds: int, threads: int, alone: bool, out: Path | None,
-    save: bool,
+    model: str, shapes: str, batches: str, tokens: int, rounds: int, threads: int, dtype: str, lanes: str,
+    alone: bool, out: Path | None, save: bool,
 ) -> None:  # fmt: skip
     """Measure; writes results/step.md."""
     sizes = [int(size) for size in batches.split(",")]
     cores = len(os.sched_getaffinity(0))
-    rows = local(model, sizes, tokens, threads or cores, rounds) if alone else []
-    options = EngineOptions(kv_tokens=max(sizes) * (tokens + 32), max_sequences=max(sizes))
-    for shape in shapes.split(","):
+    rows = local(model, sizes, tokens, threads or cores, rounds, dtype) if alone else []
+    for shape, choice in itertools.product(shapes.split(","), lanes.split(",")):
+        options = EngineOptions(
+            kv_tokens=max(sizes) * (tokens + 32), max_sequences=max(sizes), micro_batches=choice
+        )
         m, n = (int(number) for number in shape.split("x"))
-        rows += measure(model, (m, n), sizes, tokens, threads or max(1, cores // (m + n)), rounds, options)
+        each = threads or max(1, cores // (m + n))
+        rows += measure(model, (m, n), sizes, tokens, each, rounds, options, dtype)
     body = table(rows) + (
         "\n\nMilliseconds per step; step: median gap between tokens. moe: the slowest MoE worker's compute, summed "
-        "over layers; exchange: what waiting for it took beyond that, dense work in the wait included; cpu: per "
-        "cent of one core over all engines, prefill included."
+        "over layers (and lanes: a mesh's last number is --micro-batches); exchange: what waiting for it took beyond "
+        "that, dense work in the wait included; cpu: per cent of one core over all engines, prefill included."
     )  # fmt: skip
     click.echo(body)
     if out:

@@ -91,7 +91,7 @@ def test_every_sequence_ends_and_no_block_leaks(seed: int) -> None:
     for number in range(30):
         prompt = draw.randrange(1, capacity // 2)
         left[number] = make(number, prompt, draw.randrange(1, capacity // 2))
-        left[number].priority = draw.choice([0, 0, 0, 1])
+        left[number].priority = draw.choice([0, 0, 0, -1])
     pending = list(left.values())
     for _ in range(20_000):
         if pending and draw.random() < 0.3:
@@ -144,7 +144,7 @@ def test_prompts_take_turns_where_the_budget_is_less_than_a_block() -> None:
 def test_the_lowest_in_rank_gives_its_blocks_up() -> None:
     batcher = Batcher(BlockPool(6, 4), max_batch_tokens=64, max_sequences=8)
     seqs = [make(number, 7, 40) for number in range(3)]
-    seqs[0].priority = -1
+    seqs[0].priority = 1
     for seq in seqs:
         batcher.add(seq)
     for _ in range(3):

@@ -12,10 +12,11 @@ from janus_wire.v1 import attention_pb2, common_pb2
 LIMITS = Limits(vocab_size=100, context=32, eos_ids=(2, 3))
 
 
-def request(prompt: list[int], resumed: list[int] | None = None, **sampling: Any) -> Any:
+def request(prompt: list[int], resumed: list[int] | None = None, priority: int = 0, **sampling: Any) -> Any:
     return attention_pb2.AttentionServiceGenerateRequest(
         prompt_token_ids=prompt,
         resumed_token_ids=resumed or [],
+        priority=priority,
         sampling=common_pb2.SamplingParams(**sampling),
     )
 
@@ -57,6 +58,8 @@ def choices(*texts: str) -> Any:
         (request([1], temperature=0, guide=choices()), "sampling.guide.choice"),
         (request([1], temperature=0, guide=choices("a", "")), "sampling.guide.choice"),
         (request([1], temperature=0, guide=choices(*["a"] * 1025)), "sampling.guide.choice"),
+        (request([1], priority=1001, temperature=0), "priority"),
+        (request([1], priority=-1001, temperature=0), "priority"),
         (request([1], temperature=0, logit_bias={100: 1}), "sampling.logit_bias"),
         (request([1], temperature=0, logit_bias={5: -100.5}), "sampling.logit_bias[5]"),
     ],

@@ -194,11 +194,17 @@ def test_nobody_there() -> None:
 def test_penalties_bias_and_n_reach_the_wire(gateway: Any) -> None:
     with JanusClient(gateway.address) as client:
         options: dict[str, Any] = {
-            "repetition_penalty": 1.25, "frequency_penalty": -0.5, "presence_penalty": 2, "n": 3,
+            "repetition_penalty": 1.25, "frequency_penalty": -0.5, "presence_penalty": 2, "n": 3, "priority": -2,
             "logit_bias": {7: -100, 2: 1.5},
         }  # fmt: skip
         client.generate("x", **options).result()
-        for name, bad in (("logit_bias", {"a": 1}), ("logit_bias", 5), ("logit_bias", {-1: 0}), ("n", "two")):
+        for name, bad in (
+            ("logit_bias", {"a": 1}),
+            ("logit_bias", 5),
+            ("logit_bias", {-1: 0}),
+            ("n", "two"),
+            ("priority", 2**31),
+        ):
             with pytest.raises(janus_client.InvalidRequestError) as caught:
                 client.generate("x", **{name: bad})
             assert caught.value.field == name
@@ -206,7 +212,7 @@ def test_penalties_bias_and_n_reach_the_wire(gateway: Any) -> None:
     params = request.sampling
     assert (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) == (1.25, -0.5, 2.0)
     assert dict(params.logit_bias) == {7: -100.0, 2: 1.5}
-    assert request.n == 3
+    assert (request.n, request.priority) == (3, -2)
 
 
 def test_answers_are_told_apart_by_their_index() -> None:

@@ -94,6 +94,7 @@ async def test_model_info(served: Mesh) -> None:
         ({"presence_penalty": float("nan")}, "sampling.presence_penalty"),
         ({"logit_bias": {512: 1.0}}, "sampling.logit_bias"),
         ({"logit_bias": {5: 1000.0}}, "sampling.logit_bias[5]"),
+        ({"priority": -1001}, "priority"),
         ({"n": 0}, "n"),
         ({"n": 65}, "n"),
         ({"request_id": "has blanks"}, "request_id"),

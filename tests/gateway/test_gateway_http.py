@@ -241,8 +241,10 @@ async def test_extension_fields_and_stop_ids_reach_the_worker(served: Mesh) -> N
         "top_p": 0.5,
         "stop": "zzz",
         "stop_token_ids": [7],
+        "priority": -3,
     }
     await post(served, "completions", body)
+    assert served.workers[0].requests[0].priority == -3
     params = served.workers[0].requests[0].sampling
     assert (params.ignore_eos, params.min_tokens, params.top_k, params.min_p, params.top_p) == (
         True,

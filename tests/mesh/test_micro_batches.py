@@ -87,6 +87,24 @@ def test_the_coordinator_s_advice_is_followed(mixtral: Path, monkeypatch: pytest
     assert all(0 < s["split_steps"] < s["steps"] for s in stats)
 
 
+def test_the_coordinator_counts_both_lanes(mixtral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def observe(self: LaneAdvisor, *, tokens: int, split: bool, seconds: float, waited: float) -> None:
+        assert 0 <= waited <= seconds
+        seen.append((tokens, split))
+
+    monkeypatch.setattr(LaneAdvisor, "observe", observe)
+    work = prompts(random.Random(5), 6)
+    for choice in ("1", "2"):
+        seen.clear()
+        run(mixtral, (2, 1), choice, work)
+        # All but the steps before and after a sleep; six streams decode together for some of them.
+        assert (6, choice == "2") in seen and {split for tokens, split in seen if tokens > 3} == {
+            choice == "2"
+        }
+
+
 @pytest.mark.parametrize("choice", ["1", "2"])
 def test_digests_that_differ_in_either_lane(
     mixtral: Path, monkeypatch: pytest.MonkeyPatch, choice: str

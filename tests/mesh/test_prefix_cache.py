@@ -82,7 +82,7 @@ def test_priorities_and_queue_time(mixtral: Path) -> None:
         first = mesh.submit(SHARED, max_tokens=30)
         mesh.pump(lambda: bool(mesh.peek(first).tokens), "a first token")
         low = mesh.submit(SHARED[:5], max_tokens=4)
-        high = mesh.submit(SHARED[:9], max_tokens=4, priority=5)
+        high = mesh.submit(SHARED[:9], max_tokens=4, priority=-5)
         # It takes the place of the running one, which goes on exactly afterwards.
         assert mesh.answer(high).tokens == generate(mixtral, SHARED[:9], 4).ids
         assert not mesh.peek(low).tokens and not mesh.peek(first).finish
@@ -90,6 +90,21 @@ def test_priorities_and_queue_time(mixtral: Path) -> None:
         mesh.answer(low)
         mesh.pump(lambda: mesh.attention[0].stats.get("requests_started") == 3, "the last report")
         assert mesh.attention[0].stats["queue_seconds"] > 0
+
+
+def test_an_urgent_request_overtakes_where_memory_is_short(mixtral: Path) -> None:
+    """Blocks for two streams, and eight in line: the last to come has a lower number and ends first; none is lost."""
+    options = EngineOptions(kv_tokens=112, block_size=8, prefix_cache=False)
+    asked = questions(31, 8)
+    with InProcessMesh(mixtral, attention=1, experts=2, attention_options=options) as mesh:
+        numbers = [mesh.submit(prompt, max_tokens=30, priority=2) for prompt in asked]
+        mesh.pump(lambda: any(len(mesh.peek(n).tokens) > 3 for n in numbers), "some tokens")
+        urgent = mesh.submit(SHARED, max_tokens=30, priority=-1)
+        assert mesh.answer(urgent).tokens == generate(mixtral, SHARED, 30).ids
+        assert sum(1 for n in numbers if not mesh.peek(n).finish) > 5
+        answers = [mesh.answer(number) for number in numbers]
+        mesh.pump(lambda: mesh.attention[0].stats.get("preemptions", 0) > 0, "a preemption")
+    assert [a.tokens for a in answers] == [generate(mixtral, p, 30).ids for p in asked]
 
 
 def test_long_prompts_do_not_change_or_stop_a_stream(mixtral: Path) -> None:

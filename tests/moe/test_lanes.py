@@ -23,10 +23,9 @@ class Cohort:
         count = 0
         for _ in range(steps):
             split = self.advice and self.follow
-            self.advisor.begin(tokens, split=split)
-            self.advice = self.advisor.split
             seconds = self.times[split] * self.rng.uniform(1 - self.noise, 1 + self.noise)
-            self.advisor.observe(seconds=seconds, waited=self.waited * seconds)
+            self.advice = self.advisor.split  # what is said in a step is of the one before it
+            self.advisor.observe(tokens=tokens, split=split, seconds=seconds, waited=self.waited * seconds)
             count += split
         return count
 

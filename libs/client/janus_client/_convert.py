@@ -165,8 +165,9 @@ def generate_request(options: Mapping[str, Any]) -> generation_pb2.GenerateReque
     request = generation_pb2.GenerateRequest(
         sampling=sampling, request_id=options.get("request_id", ""), model=options.get("model", "")
     )
-    if options.get("n") is not None:
-        _put(partial(setattr, request, "n"), "n", options["n"], "a number that fits its type")
+    for name in ("n", "priority"):
+        if options.get(name) is not None:
+            _put(partial(setattr, request, name), name, options[name], "a number that fits its type")
     return request
 
 

@@ -59,6 +59,8 @@ class Options(TypedDict, total=False):
     """The answer is one of these texts."""
     n: int | None
     """Independent answers; chunks have their ``index``, and :meth:`Stream.results` puts them together."""
+    priority: int | None
+    """-1000..1000; lower is earlier, and streams of a higher number give their place up for it. Default 0."""
     request_id: str
     """For logs and traces; made when empty."""
     model: str

@@ -79,7 +79,7 @@ class Worker:
 
 
 class InProcessMesh:
-    """m attention engines by n MoE engines over a transport of this process."""
+    """m attention engines by n MoE engines over a transport of this process: a name, or made from a member number."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class InProcessMesh:
         scheduling: str = "optimal",
         exchange: str = "auto",
         nodes: Callable[[str, int], str] = lambda role, index: "",
-        transport: str = "inproc",
+        transport: str | Callable[[int], Transport] = "inproc",
         attention_options: AttentionOptions | None = None,
         moe_options: MoeOptions | None = None,
         drafter: Drafter | None = None,
@@ -110,7 +110,11 @@ class InProcessMesh:
         self.attention: list[Worker] = []
         self.moe: list[Worker] = []
         self._wanted = (attention, experts)
-        self._transport = transport
+        self._transport: Callable[[int], Transport] = (
+            (lambda member: create_transport(transport, member=member))
+            if isinstance(transport, str)
+            else transport
+        )
         self._attention_options = attention_options or AttentionOptions(kv_tokens=4096)
         self._moe_options = moe_options or MoeOptions(
             max_batch_tokens=self._attention_options.max_batch_tokens
@@ -185,7 +189,7 @@ class InProcessMesh:
 
         def run() -> None:
             torch.set_grad_enabled(False)
-            transport = create_transport(self._transport, member=member)
+            transport = self._transport(member)
             try:
                 with PretendedGpu() if self._device == "cuda:0" else contextlib.nullcontext():
                     build(transport, ControlLink(theirs), member).run()

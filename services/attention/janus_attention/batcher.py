@@ -170,14 +170,14 @@ class Batcher:
         self.preemptions += 1
 
     def _admit(self, pieces: dict[int, Piece]) -> None:
-        """Waiting sequences by rank, until one has no place; a higher priority takes the place of a lower one."""
+        """Waiting sequences by rank, until one has no place; a lower priority takes the place of a higher one."""
         prefills = sum(1 for seq in self.running if seq.pending > 1)
         while self.waiting and prefills < _PREFILLS:
             seq = self.waiting[0]
             full = len(self.running) >= self.max_sequences
             while full or not self.pool.admit(seq, len(seq.tokens)):
                 victim = self.running[-1] if self.running else None
-                if victim is None or victim.priority >= seq.priority:
+                if victim is None or victim.priority <= seq.priority:
                     return
                 prefills -= victim.pending > 1
                 self._preempt(victim, pieces)
@@ -190,8 +190,8 @@ class Batcher:
 
 
 def _rank(seq: Sequence) -> tuple[int, int]:
-    return -seq.priority, seq.arrival
+    return seq.priority, seq.arrival
 
 
 def _turn(seq: Sequence) -> tuple[int, int, int]:
-    return -seq.priority, seq.served, seq.arrival
+    return seq.priority, seq.served, seq.arrival

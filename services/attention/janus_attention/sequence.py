@@ -93,7 +93,7 @@ class Sequence:
     block_names: list[bytes] = field(default_factory=list)
     """Of the blocks that its tokens fill, as far as anyone asked (blocks.py)."""
     priority: int = 0
-    """Higher goes first, and gives blocks up last."""
+    """Lower goes first, and gives blocks up last."""
     arrival: int = 0
     """Number among the worker's sequences."""
     served: int = 0

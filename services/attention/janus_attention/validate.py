@@ -12,6 +12,7 @@ from janus_wire.v1 import attention_pb2, common_pb2
 from janus_attention.guide import FIELD
 
 _MAX_LOGPROBS = 20
+_MAX_PRIORITY = 1000
 _MAX_STOP_IDS = 1024
 _MAX_BIASES = 1024
 _MAX_GUIDE_BYTES = 256 * 1024
@@ -57,6 +58,8 @@ def submission(request: attention_pb2.AttentionServiceGenerateRequest, limits: L
             "prompt and resumed tokens leave no room for a new one", field="prompt_token_ids",
             value=len(prompt) + len(resumed), allowed=f"1..{limits.context - 1} tokens", reason="CONTEXT_EXCEEDED",
         )  # fmt: skip
+    most = _MAX_PRIORITY
+    _between("priority", request.priority, -most, most, f"{-most}..{most}; lower is earlier")
     return {
         "t": "submit",
         "prompt": prompt,
@@ -65,6 +68,7 @@ def submission(request: attention_pb2.AttentionServiceGenerateRequest, limits: L
             request.sampling, limits, room=limits.context - len(prompt), resumed=len(resumed)
         ),
         "logits": request.return_logits,
+        "priority": request.priority,
     }
 
 

@@ -65,6 +65,8 @@ class Job:
     """Where it is journalled; None: the request has no idempotency key."""
     index: int = 0
     """Its place among the request's sequences."""
+    priority: int = 0
+    """Lower is earlier."""
 
     def choice(self, index: int) -> Job:
         """This job as one of n choices: a seed and an id of its own; the first is the job itself."""
@@ -249,6 +251,7 @@ class Generator:
             prompt_token_ids=job.prompt,
             resumed_token_ids=answer.ids,
             sampling=job.sampling,
+            priority=job.priority,
         )
         with trace.use_span(span):  # the call's metadata names the span as parent
             call = target.stub.Generate(request, timeout=max(0.001, job.deadline - time.monotonic()))

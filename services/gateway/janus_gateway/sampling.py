@@ -19,6 +19,7 @@ MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_TEMPERATURE = 100.0
+MAX_PRIORITY = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,18 @@ def _check(field: str, value: float, low: float, high: float, allowed: str) -> N
     # NaN compares false with everything, and is refused.
     if not low <= value <= high:
         raise InvalidArgument("is out of range", field=field, value=value, allowed=allowed)
+
+
+def check_priority(priority: int) -> int:
+    """The priority of a request. Raises InvalidArgument when it is out of range."""
+    _check(
+        "priority",
+        priority,
+        -MAX_PRIORITY,
+        MAX_PRIORITY,
+        f"{-MAX_PRIORITY}..{MAX_PRIORITY}; lower is earlier",
+    )
+    return priority
 
 
 def check(ask: Ask, names: Names, vocab_size: int) -> None:

@@ -24,7 +24,7 @@ from janus_gateway.journal import Entry, Journal
 from janus_gateway.metrics import GENERATE, GatewayMetrics
 from janus_gateway.model import ServedModel
 from janus_gateway.pool import WorkerPool
-from janus_gateway.sampling import Ask, Names, check, check_ids, resolve
+from janus_gateway.sampling import Ask, Names, check, check_ids, check_priority, resolve
 from janus_gateway.tools.plan import ToolPlan, plan
 from janus_gateway.tools.proto import plain_messages, tool_ask
 
@@ -146,6 +146,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if tools is not None:
             ask = dataclasses.replace(ask, guide=tools.guide(ask.guide))
         check(ask, _NAMES, self._model.config.vocab_size)
+        priority = check_priority(request.priority)
         with tracer().start_as_current_span("tokenize") as span:
             prompt = await self._prompt(request, tools)
             span.set_attribute("janus.prompt_tokens", len(prompt))
@@ -169,6 +170,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             started=started,
             deadline=started + (limit if remaining is None else min(limit, remaining)),
             entry=entry,
+            priority=priority,
         )
         return [job.choice(index) for index in range(choices)]
 

@@ -105,7 +105,9 @@ class MoeEngine(CohortEngine):
         self.wake_fds.append(self._loader.fileno())
         self._lanes = LaneAdvisor()
         self._began = self._waited = 0.0
-        """When the step's first frames were there, and ``wait_seconds`` then."""
+        """When the last step's first frames were there, and ``wait_seconds`` then."""
+        self._tokens, self._split = 0, False
+        """Of that step, in the whole cohort, and whether anyone split it."""
         self._recorder = Recorder(model.config.moe.num_experts, self._topk, seed=member)
         self._reporters = 1
         self._routing_told = 0.0
@@ -205,29 +207,31 @@ class MoeEngine(CohortEngine):
         headers = [frame.header for frame in frames]
         active = [header.source for header in headers if header.tokens]
         split = [header.source for header in headers if header.tokens and header.flags & _SPLIT]
-        total = sum(header.tokens for header in headers)
-        self._time(total, bool(split), slept)
+        self._time(slept)
+        self._tokens, self._split = 0, bool(split)
         idle = [member for member in everyone if member not in active]
         for member in idle:
             self.exchange.pop(member)
         if active:
-            self._layer_passes([active, split] if split else [active], idle, total)
+            self._layer_passes([active, split] if split else [active], idle)
             self.counters.steps += 1
         else:
-            self._notify(Kind.STEP_DONE, idle, total)
+            self._notify(Kind.STEP_DONE, idle, 0)
         self.step += 1
-        self.asleep = total == 0
+        self.asleep = not active
         self.report(force=self.asleep)
 
-    def _time(self, tokens: int, split: bool, slept: bool) -> None:
+    def _time(self, slept: bool) -> None:
         """A step begins: tell the advisor of the last one, unless the cohort slept in between."""
         now, waited = time.perf_counter(), self.counters.wait_seconds
-        if self._began and not slept:
-            self._lanes.observe(seconds=now - self._began, waited=waited - self._waited)
-        self._lanes.begin(tokens, split=split)
+        if not slept:
+            self._lanes.observe(
+                tokens=self._tokens, split=self._split, seconds=now - self._began,
+                waited=waited - self._waited,
+            )  # fmt: skip
         self._began, self._waited = now, waited
 
-    def _layer_passes(self, lanes: list[list[int]], idle: list[int], total: int) -> None:
+    def _layer_passes(self, lanes: list[list[int]], idle: list[int]) -> None:
         """All passes of a step; ``lanes``: who has tokens in each."""
         self.amid = True
         for layer in range(self._layers):
@@ -235,7 +239,7 @@ class MoeEngine(CohortEngine):
                 self._turn(layer, lane, members, split=len(lanes) > 1)
         self._choice.observe()
         # The idle may start the next step; a repeat of the last layer is among the active alone.
-        self._notify(Kind.STEP_DONE, idle, total)
+        self._notify(Kind.STEP_DONE, idle, self._tokens)
         self.amid = False
         if self.announced:
             return
@@ -248,6 +252,7 @@ class MoeEngine(CohortEngine):
         else:
             frames = self._frames(members)
             first = frames[0].header
+            self._tokens += sum(frame.header.tokens for frame in frames)
             self._choose(lane, frames, split=split)
         if first is None:
             raise ProtocolError(members[0], f"left step {self.step} before layer {layer}")

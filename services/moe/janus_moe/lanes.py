@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 _WINDOW = 16
-"""Steps of one kind that are remembered."""
+"""Steps by which the share of waiting is judged."""
 _ENOUGH = 5
 """Steps of each kind for a verdict."""
 _MARGIN = 0.05
@@ -29,65 +29,65 @@ _TRIAL = 4 * _ENOUGH
 class _Load:
     """What is known of steps with about so many tokens."""
 
-    whole: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
-    split: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     waited: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     """Share of a whole step in which no MoE pass ran."""
+    seconds: dict[bool, list[float]] = field(default_factory=dict)
+    """Of the trial's steps, whole (False) and split (True)."""
     advice: bool = False
     patience: int = _FIRST
     left: int = _FIRST
-    """Steps until the next trial; during one, 0."""
+    """Steps until the next trial."""
     trial: int = 0
-    """Steps of the trial under way; 0: none is."""
+    """Steps of the trial under way, one more; 0: none is."""
 
 
 class LaneAdvisor:
     """Advice from the times of the cohort's steps, as MoE rank 0 sees them.
 
     Loads are told apart by the tokens of a step, in powers of two. The advice for one stays until the other way
-    was shorter by a margin in a trial of a few steps; trials become rarer as they change nothing.
+    was shorter by a margin in a trial, a few steps of both kinds in turns, since times drift; trials become rarer as
+    they change nothing.
     """
 
     def __init__(self) -> None:
         self._loads: dict[int, _Load] = {}
         self._load: _Load | None = None
-        self._was_split = False
 
     @property
     def split(self) -> bool:
-        """Whether a step like the one under way is better split."""
+        """Whether a step like the last one is better split."""
         load = self._load
-        return load is not None and load.advice != bool(load.trial)
+        return load is not None and load.advice != bool(load.trial % 2)
 
-    def begin(self, tokens: int, *, split: bool) -> None:
-        """A step of so many tokens in the whole cohort begins; ``split``: somebody did."""
-        self._load = self._loads.setdefault(tokens.bit_length(), _Load()) if tokens > 1 else None
-        self._was_split = split
+    def observe(self, *, tokens: int, split: bool, seconds: float, waited: float) -> None:
+        """A step is over.
 
-    def observe(self, *, seconds: float, waited: float) -> None:
-        """The step took so long, from its first frames to the next one's, of which no pass ran in ``waited``."""
-        load = self._load
+        Args:
+            tokens: of the whole cohort.
+            split: whether any worker had two lanes.
+            seconds: from its first frames to the next step's.
+            waited: of these, seconds in which no pass ran.
+        """
+        load = self._load = self._loads.setdefault(tokens.bit_length(), _Load()) if tokens > 1 else None
         if load is None:
             return
-        (load.split if self._was_split else load.whole).append(seconds)
-        if not self._was_split and seconds > 0:
+        if not split and seconds > 0:
             load.waited.append(waited / seconds)
         if load.trial:
-            self._try(load)
+            load.seconds[split].append(seconds)
+            self._judge(load)
             return
         load.left -= 1
-        current = load.split if load.advice else load.whole
-        if load.left <= 0 and len(current) >= _ENOUGH:
+        if load.left <= 0:
             load.left = load.patience
-            if load.advice or _OVERLAP <= statistics.median(load.waited) <= 1 - _OVERLAP:
-                load.trial = 1
-                (load.whole if load.advice else load.split).clear()
+            if load.advice or _can_overlap(load.waited):
+                load.trial, load.seconds = 1, {False: [], True: []}
 
     @staticmethod
-    def _try(load: _Load) -> None:
+    def _judge(load: _Load) -> None:
         load.trial += 1
-        current, other = (load.split, load.whole) if load.advice else (load.whole, load.split)
-        if len(other) >= _ENOUGH:
+        current, other = load.seconds[load.advice], load.seconds[not load.advice]
+        if min(len(current), len(other)) >= _ENOUGH:
             if statistics.median(other) < (1 - _MARGIN) * statistics.median(current):
                 load.advice, load.patience = not load.advice, _FIRST
             else:
@@ -97,3 +97,7 @@ class LaneAdvisor:
         else:  # nobody splits, or somebody always does: nothing to learn
             load.patience = min(2 * load.patience, _LONGEST)
         load.trial, load.left = 0, load.patience
+
+
+def _can_overlap(waited: deque[float]) -> bool:
+    return len(waited) > 0 and _OVERLAP <= statistics.median(waited) <= 1 - _OVERLAP

@@ -29,7 +29,7 @@ from janus_gateway.model import ServedModel
 from janus_gateway.openai import errors
 from janus_gateway.openai.schemas import ChatRequest, CompletionRequest, plain_messages
 from janus_gateway.openai.shapes import ChatShape, CompletionShape, Shape, usage
-from janus_gateway.sampling import Names, check, check_ids, resolve
+from janus_gateway.sampling import Names, check, check_ids, check_priority, resolve
 from janus_gateway.tools.plan import ToolPlan, plan
 
 log = logging.getLogger("janus.gateway")
@@ -152,6 +152,7 @@ def _jobs(
         ask = dataclasses.replace(ask, guide=tools.guide(ask.guide))
         guide_field = guide_field if guide_field and not tools.ask.forced else "tools"
     check(ask, names, parts.model.config.vocab_size)
+    priority = check_priority(body.priority or 0)
     started = request.scope["janus.started"]
     jobs: list[Job] = []
     for place, prompt in enumerate(prompts):
@@ -179,6 +180,7 @@ def _jobs(
             deadline=started + parts.settings.request_timeout_s,
             entry=entry,
             index=len(jobs),
+            priority=priority,
         )
         jobs += [job.choice(index) for index in range(body.choices)]
     return jobs

@@ -71,6 +71,7 @@ class _Body(BaseModel):
     guided_choice: list[str] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
+    priority: int | None = None
     # Accepted; they change nothing that is generated.
     user: str | None = None
     metadata: dict[str, str] | None = None
