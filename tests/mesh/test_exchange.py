@@ -157,7 +157,7 @@ def test_other_digests_anywhere_repeat_the_layer(
         mixtral, attention=2, experts=4, nodes=apart(2, 4, 1, 2), exchange=scheme, attention_options=options
     ) as mesh:
         assert_equal(mesh.generate(asked, max_tokens=5, logits=True), expected)
-        mesh.pump(lambda: all(w.stats["digest_mismatches"] for w in mesh.attention), "mismatches counted")
+        mesh.pump(lambda: any(w.stats.get("digest_mismatches") for w in mesh.attention), "mismatches counted")
     assert len(odd) == 3
 
 
