@@ -10,8 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-PROTOS := $(wildcard protos/janus_wire/v1/*.proto)
-GENERATED := libs/wire/janus_wire/v1
+PROTOS := $(wildcard protos/janus_wire/*/*.proto)
+GENERATED := libs/wire/janus_wire
 PROJECTS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml simulator/pyproject.toml)
 NATIVE := $(shell find libs/kernels -path '*/build' -prune -o \( -name CMakeLists.txt -o -path '*/csrc/*' \) -type f -print 2>/dev/null)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -100,7 +100,7 @@ check-protos: install
 	@cd protos && $(abspath $(BIN))/buf lint
 	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out="$$scratch" --pyi_out="$$scratch" --grpc_python_out="$$scratch" $(PROTOS); \
-	diff -r -x __init__.py -x __pycache__ "$$scratch/janus_wire/v1" $(GENERATED) \
+	diff -r -x __init__.py -x py.typed -x __pycache__ "$$scratch/janus_wire" $(GENERATED) \
 		|| { echo "generated code differs from protos/: run make protos"; exit 1; }
 	@echo "generated code: as protos/ says"
 

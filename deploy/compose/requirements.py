@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = {
     "gateway": ("gateway",),
     "scheduler": ("scheduler",),
-    "autoscaler": ("autoscaler",),
+    "autoscaler": ("autoscaler[docker,kubernetes]",),
     "worker": ("attention", "moe"),
 }
 # redis asks for it before Python 3.11.3, which Debian bookworm's is; harmless later.

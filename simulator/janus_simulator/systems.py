@@ -141,8 +141,13 @@ class Planner:
         )  # fmt: skip
         return Problem(
             performance=self.performance, a_max=estimator, attention=setting.attention, moe=setting.moe,
-            slots=slots, target=setting.target, bounds=bounds, colocated=system.colocated, rule=self._rule,
+            slots=slots, target=setting.target, bounds=bounds, colocated=system.colocated, rule=self._rules(),
         )  # fmt: skip
+
+    def _rules(self) -> Callable[[Candidate], str] | None:
+        """The system's own conditions; None where it has none: the search is then much quicker."""
+        system = self.system
+        return self._rule if system.tiers or system.step > 1 or system.balanced else None
 
     def _rule(self, candidate: Candidate) -> str:
         """Why the system would not have the candidate; ''."""
@@ -182,7 +187,7 @@ class Planner:
         """The same, its a_max tables shared, under another objective."""
         made = copy.copy(self)
         made.setting = dataclasses.replace(self.setting, target=target)
-        made._problems = [dataclasses.replace(p, target=target, rule=made._rule) for p in self._problems]
+        made._problems = [dataclasses.replace(p, target=target, rule=made._rules()) for p in self._problems]
         return made
 
     @property

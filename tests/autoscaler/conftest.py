@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from janus_runtime.coordination import Coordination
 from janus_runtime.redis_server import RedisServer
 from janus_runtime.settings import ServiceSettings
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import pytest
 import redis.asyncio as aioredis
+from janus_autoscaler.config import AutoscalerSettings
+from janus_autoscaler.loop import Autoscaler
 from janus_autoscaler.objective import Objective, ObjectiveStore
 from janus_autoscaler.service import AutoscalerService
 from janus_runtime.channel import connect
@@ -23,6 +25,7 @@ from janus_runtime.records import Lease, Role, WorkerState
 from janus_runtime.redis_server import RedisServer
 from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
+from janus_scaling import PROFILES
 from janus_wire.v1 import autoscaler_pb2 as pb
 from janus_wire.v1 import autoscaler_pb2_grpc
 
@@ -32,8 +35,10 @@ pytestmark = pytest.mark.asyncio
 @contextlib.asynccontextmanager
 async def serving(settings: ServiceSettings, coordination: Coordination) -> AsyncIterator[Any]:
     store = ObjectiveStore(coordination, Objective(tpot_ms=200.0))
+    own = AutoscalerSettings(redis_url=settings.redis_url, worker_id="autoscaler-0", mode="off")
+    scaler = Autoscaler(own, coordination, store, model=None, hardware=(PROFILES["cpu"], PROFILES["cpu"]))
     async with GrpcServer(settings, "autoscaler") as server:
-        servicer = AutoscalerService(coordination, store, window_s=30, max_workers=64)
+        servicer = AutoscalerService(scaler, store)
         server.add(
             autoscaler_pb2_grpc.add_AutoscalerServiceServicer_to_server,
             servicer,
@@ -43,7 +48,7 @@ async def serving(settings: ServiceSettings, coordination: Coordination) -> Asyn
             yield autoscaler_pb2_grpc.AutoscalerServiceStub(channel)
 
 
-async def test_plan_is_what_it_observes_and_says_there_is_no_solver(
+async def test_without_a_model_it_observes_and_says_so(
     settings: ServiceSettings, coordination: Coordination
 ) -> None:
     common: dict[str, Any] = {"member": 0, "pid": 1, "grpc_address": "a:1", "state": WorkerState.READY}
@@ -61,9 +66,9 @@ async def test_plan_is_what_it_observes_and_says_there_is_no_solver(
     await coordination.report_stats("moe-0", {"a_max_sum": 14, "layer_passes": 4})
     async with serving(settings, coordination) as stub:
         plan = await stub.GetPlan(pb.GetPlanRequest(), timeout=5)
-        assert (plan.current_attention, plan.current_moe) == (1, 1)
+        assert (plan.current_attention, plan.current_moe) == (0, 0), "no cohort"
         assert not plan.HasField("planned_attention") and not plan.HasField("planned_moe")
-        assert "solver" in plan.status and "not part of this release" in plan.status
+        assert "without --model" in plan.status and plan.mode == "off"
         assert plan.objective.tpot_ms == 200
         seen = plan.observation
         assert (seen.running, seen.waiting) == (4, 2)
@@ -81,9 +86,11 @@ async def test_an_empty_mesh_is_all_zeros(settings: ServiceSettings, coordinatio
 
 async def test_objective_is_kept_in_redis(settings: ServiceSettings, coordination: Coordination) -> None:
     async with serving(settings, coordination) as stub:
-        asked = pb.Objective(tpot_ms=75.5, min_attention=2, max_moe=9)
+        asked = pb.Objective(tpot_ms=75.5, ttft_ms=900, min_attention=2, max_moe=9)
         answer = await stub.SetObjective(pb.SetObjectiveRequest(objective=asked), timeout=5)
-        expected = pb.Objective(tpot_ms=75.5, min_attention=2, max_attention=64, min_moe=1, max_moe=9)
+        expected = pb.Objective(
+            tpot_ms=75.5, ttft_ms=900, min_attention=2, max_attention=64, min_moe=1, max_moe=9
+        )
         assert answer.objective == expected
     async with serving(settings, coordination) as stub:  # another process, later
         assert (await stub.GetPlan(pb.GetPlanRequest(), timeout=5)).objective == expected
@@ -97,6 +104,8 @@ async def test_objective_is_kept_in_redis(settings: ServiceSettings, coordinatio
         (pb.Objective(tpot_ms=-1), "objective.tpot_ms"),
         (pb.Objective(tpot_ms=math.nan), "objective.tpot_ms"),
         (pb.Objective(tpot_ms=math.inf), "objective.tpot_ms"),
+        (pb.Objective(tpot_ms=50, ttft_ms=-1), "objective.ttft_ms"),
+        (pb.Objective(tpot_ms=50, ttft_ms=math.nan), "objective.ttft_ms"),
         (pb.Objective(tpot_ms=50, min_moe=5000), "objective.min_moe"),
         (pb.Objective(tpot_ms=50, max_attention=4294967295), "objective.max_attention"),
         (pb.Objective(tpot_ms=50, min_moe=5, max_moe=4), "objective.max_moe"),
@@ -135,7 +144,7 @@ async def test_process_registers_serves_and_leaves(redis: RedisServer, coordinat
         async with asyncio.timeout(15):
             while not (leases := await coordination.workers("autoscaler")):
                 await asyncio.sleep(0.05)
-        assert leases[0].pid == process.pid and "solver" in leases[0].detail
+        assert leases[0].pid == process.pid and "without --model" in leases[0].detail
         async with connect(leases[0].grpc_address) as channel:
             stub = autoscaler_pb2_grpc.AutoscalerServiceStub(channel)
             assert (await stub.GetPlan(pb.GetPlanRequest(), timeout=5)).objective.tpot_ms == 90

@@ -23,6 +23,7 @@ COMMANDS = [
     "bench",
     "plan",
     "simulate",
+    "autoscale",
 ]
 
 

@@ -60,7 +60,19 @@ def test_library_imports_without_torch_and_quickly(package: str) -> None:
 
 
 def test_the_command_helps_without_torch() -> None:
-    commands = ["up", "down", "status", "top", "generate", "chat", "model", "plan", "simulate", "trace"]
+    commands = [
+        "up",
+        "down",
+        "status",
+        "top",
+        "generate",
+        "chat",
+        "model",
+        "plan",
+        "simulate",
+        "trace",
+        "autoscale",
+    ]
     code = HIDE + (
         "from click.testing import CliRunner\n"
         "from janus_cli.main import main\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from janus_runtime.metrics import ATTENTION, BY_NAME, GATEWAY, MOE, Metric, tables
-from janus_wire.v1 import attention_pb2, moe_pb2
+from janus_runtime.metrics import ATTENTION, AUTOSCALER, BY_NAME, GATEWAY, MOE, Metric, tables
+from janus_wire.v1 import attention_pb2, autoscaler_pb2, moe_pb2
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -22,7 +22,7 @@ def test_the_documentation_is_the_declaration() -> None:
 
 
 def test_names_are_unique_and_spelled_as_prometheus_wants() -> None:
-    assert len(BY_NAME) == len(GATEWAY) + len(ATTENTION) + len(MOE)
+    assert len(BY_NAME) == len(GATEWAY) + len(ATTENTION) + len(MOE) + len(AUTOSCALER)
     for metric in BY_NAME.values():
         assert metric.name.startswith(("gen_ai_", "janus_")) and not metric.name.endswith("_total")
         assert metric.help.endswith(".") and metric.unit
@@ -35,6 +35,7 @@ def test_names_are_unique_and_spelled_as_prometheus_wants() -> None:
     [
         (ATTENTION, attention_pb2.AttentionServiceGetStatsResponse, {"worker", "transport"}),
         (MOE, moe_pb2.ExpertServiceGetStatsResponse, {"worker", "transport", "schedule_seconds"}),
+        (AUTOSCALER, autoscaler_pb2.AutoscalerServiceGetStatsResponse, set()),
     ],
 )  # schedule_seconds is the sum of schedule_latency
 def test_every_count_of_a_worker_is_exported(

@@ -16,6 +16,7 @@ from janus_scaling import (
     AMaxEstimator,
     Coefficients,
     Exchange,
+    HardwareProfile,
     PerformanceModel,
     ScalingError,
     bound,
@@ -25,6 +26,7 @@ from janus_scaling import (
     synthetic_layers,
 )
 from janus_scaling.fit import fit_attention, fit_comm, fit_linear, fit_moe
+from janus_scaling.search import exchange_seconds
 from scaling_cases import DEEPSEEK, H100
 
 
@@ -197,3 +199,49 @@ def test_bad_routing_is_named() -> None:
         AMaxEstimator(synthetic_layers(8, 2, layers=1), 4, policy="best")
     with pytest.raises(ScalingError, match="skew = -1"):
         synthetic_layers(8, 2, skew=-1)
+
+
+@pytest.mark.parametrize("gating", ["moe", "attention"])
+@pytest.mark.parametrize("phases", [1, 2])
+def test_exchanges_at_once_are_the_single_ones(gating: str, phases: int) -> None:
+    rng = np.random.default_rng(phases)
+    exchange = Exchange(row_bytes=8192, top_k=6, hardware=H100, gating=gating, phases=phases)
+    n_a, n_e = rng.integers(1, 70, 200), rng.integers(1, 70, 200)
+    tokens = rng.uniform(1, 4000, 200)
+    single = [exchange.seconds(int(a), int(e), float(t)) for a, e, t in zip(n_a, n_e, tokens, strict=True)]
+    at_once = exchange_seconds(exchange, n_a.astype(float), n_e.astype(float), tokens)
+    np.testing.assert_allclose(at_once, single, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"flops": None}, "bad.json: flops = missing"), ({"watts": 3}, "'watts'"), ({"price": "1"}, "price = '1'"),
+        ({"price": -1}, r"bad.json: bad.price = -1"), ({"price": True}, "a number"),
+    ],
+)  # fmt: skip
+def test_profile_files(change: dict[str, object], match: str, tmp_path: Path) -> None:
+    fields: dict[str, object] = {
+        "flops": 1e12, "memory_bandwidth": 1e11, "memory_bytes": 1e10, "link_bandwidth": 1e10, "network_bandwidth": 1e9,
+        "devices_per_node": 4,
+    }  # fmt: skip
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(fields))
+    assert profile(str(path)) == HardwareProfile(name="own", **fields)  # type: ignore[arg-type]
+    made = {k: v for k, v in {**fields, **change}.items() if v is not None}
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(made))
+    with pytest.raises(ScalingError, match=match):
+        profile(str(bad))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
+def test_files_that_are_no_profile(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ScalingError, match="a JSON object"):
+        profile(str(path))
+    with pytest.raises(ScalingError, match="a JSON object"):
+        profile(str(tmp_path / "none.json"))
+    with pytest.raises(ScalingError, match=r"the path of a .json file"):
+        profile("b200")

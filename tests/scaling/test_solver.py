@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from janus_scaling import Bounds, Demand, ScalingError, Target, evaluate, little, solve
+from janus_scaling import (
+    AMaxEstimator,
+    Bounds,
+    Demand,
+    ScalingError,
+    Target,
+    evaluate,
+    little,
+    solve,
+    synthetic_layers,
+)
 from janus_scaling.solver import Candidate, Problem
 from scaling_cases import DEEPSEEK, H100, a_max, problem, random_problem
 
@@ -41,6 +51,43 @@ def obvious(p: Problem, demand: Demand) -> tuple[int, int] | None:
             if best is None or order < best[0]:
                 best = order, (n_a, n_e)
     return best[1] if best else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_quick_search_is_the_one_by_one_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers = synthetic_layers(160, 6, layers=1, seed=seed)
+    table = AMaxEstimator(layers, 27, batches=8, largest=256)
+    p = dataclasses.replace(random_problem(rng), a_max=table)
+    burst, cached = float(rng.choice([0, 1.5])), float(rng.choice([0, 40_000]))
+    p = dataclasses.replace(
+        p, bounds=dataclasses.replace(p.bounds, burst=burst, cached_each=cached, streams_each=300.0),
+        target=Target(tpot_s=p.target.tpot_s, ttft_s=float(rng.choice([math.inf, 0.3]))),
+        performance=dataclasses.replace(p.performance, shared_cores=float(rng.choice([math.inf, 4]))),
+    )  # fmt: skip
+    demand = Demand(
+        tokens_per_s=float(rng.uniform(0, 6000)), prompt_tokens_per_s=float(rng.uniform(0, 3000)), context=300,
+        prompt_length=float(rng.uniform(1, 2000)),
+    )  # fmt: skip
+    for batch in (None, float(rng.uniform(1, 600))):
+        quick = solve(p, demand, batch=batch)
+        slow = solve(
+            dataclasses.replace(p, a_max=table.__call__), demand, batch=batch
+        )  # no table to the solver
+        assert len(quick.candidates) == len(slow.candidates)
+        ours = {(c.n_a, c.n_e): c for c in quick.candidates}
+        for c in slow.candidates:
+            same = ours[c.n_a, c.n_e]
+            assert same.batch == pytest.approx(c.batch, rel=3e-3) and same.tpot_s == pytest.approx(
+                c.tpot_s, rel=3e-3
+            )
+            assert same.cost == c.cost and (
+                same.reason[:4] == c.reason[:4] or abs(c.tpot_s / p.target.tpot_s - 1) < 0.01
+            )
+        assert (quick.chosen is None) == (slow.chosen is None)
+        if quick.chosen and slow.chosen:
+            assert quick.chosen.cost == slow.chosen.cost
+            assert quick.candidates[0] is quick.chosen
 
 
 @pytest.mark.parametrize("seed", range(12))

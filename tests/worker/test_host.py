@@ -9,10 +9,10 @@ import pytest
 from janus_runtime.errors import Unavailable
 from janus_runtime.records import Role
 from janus_runtime.server import GrpcServer
-from janus_runtime.settings import ServiceSettings
 from janus_worker import host as module
 from janus_worker.host import WorkerHost
 from janus_worker.link import ChildGone, Message
+from janus_worker.settings import WorkerSettings
 
 
 class FakeEngine:
@@ -27,7 +27,7 @@ class FakeEngine:
         return Message(self._bodies.pop(0))
 
 
-class Host(WorkerHost[ServiceSettings]):
+class Host(WorkerHost[WorkerSettings]):
     role = Role.MOE
     engine_module = "none"
 
@@ -43,11 +43,19 @@ class Host(WorkerHost[ServiceSettings]):
     def lease_fields(self) -> dict[str, Any]:
         return {}
 
+    left = 0.0
+
+    async def _run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def leave(self) -> None:
+        await asyncio.sleep(self.left)
+
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(module, "_FAULT_S", 0.05)
-    return Host(ServiceSettings(worker_id="moe-0", lease_ttl_s=0.05))
+    return Host(WorkerSettings(worker_id="moe-0", lease_ttl_s=0.05))
 
 
 async def say(host: Host, *bodies: dict[str, Any]) -> None:
@@ -106,3 +114,19 @@ async def test_statistics_and_hello_are_kept(host: Host) -> None:
 async def test_a_failed_engine_gives_its_reason(host: Host) -> None:
     with pytest.raises(Exception, match=r"truncated\.safetensors is cut short"):
         await host._read_engine(FakeEngine({"t": "failed", "message": "truncated.safetensors is cut short"}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("drain_s", "left", "least", "most"), [(0.0, 9.0, 0.0, 0.15), (5.0, 0.2, 0.2, 2.0), (0.2, 9.0, 0.2, 2.0)]
+)
+async def test_told_to_stop_it_drains_first_but_no_longer_than_it_may(
+    drain_s: float, left: float, least: float, most: float
+) -> None:
+    host = Host(WorkerSettings(worker_id="moe-0", drain_s=drain_s))
+    host.left, host._sent_epoch = left, 1
+    task = asyncio.create_task(host.run())
+    await asyncio.sleep(0.05)
+    began = asyncio.get_running_loop().time()
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled() and least - 0.05 <= asyncio.get_running_loop().time() - began < most

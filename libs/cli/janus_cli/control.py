@@ -19,13 +19,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from janus_runtime.control import LINE_MAX, Say, error_of, shown
 from janus_runtime.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     JanusError,
-    NotFound,
     Unavailable,
 )
 
@@ -33,17 +32,11 @@ from janus_cli.rundir import RunDir
 
 _PATH_MAX = 100
 """A unix socket's path is limited to about this many bytes."""
-_LINE_MAX = 64 * 1024
 _ASK_S = 10.0
 """Whoever connects has asked by then."""
 _STARTING_S = 5.0
 """A mesh that has just said that it is ready listens by then."""
-_ERRORS: Mapping[str, type[JanusError]] = {
-    kind.__name__: kind
-    for kind in (DeadlineExceeded, FailedPrecondition, Internal, InvalidArgument, NotFound, Unavailable)
-}
 
-Say = Callable[[str], None]
 Handler = Callable[[dict[str, Any], Say], Awaitable[dict[str, Any]]]
 
 
@@ -62,7 +55,7 @@ class ControlServer:
 
     async def __aenter__(self) -> ControlServer:
         self.path.unlink(missing_ok=True)  # of a supervisor that was killed
-        self._server = await asyncio.start_unix_server(self._connected, self.path, limit=_LINE_MAX)
+        self._server = await asyncio.start_unix_server(self._connected, self.path, limit=LINE_MAX)
         self.path.chmod(0o600)
         return self
 
@@ -101,19 +94,13 @@ class ControlServer:
             if not isinstance(request, dict):
                 raise ValueError("not an object")
         except TimeoutError:
-            return _shown(DeadlineExceeded(f"no request came within {_ASK_S:g} s"))
+            return shown(DeadlineExceeded(f"no request came within {_ASK_S:g} s"))
         except ValueError as error:
-            return _shown(InvalidArgument(f"a request is one line of JSON: {error}"))
+            return shown(InvalidArgument(f"a request is one line of JSON: {error}"))
         try:
             return {"result": await self._handler(request, say)}
         except JanusError as error:
-            return _shown(error)
-
-
-def _shown(error: JanusError) -> dict[str, Any]:
-    kind = next((k.__name__ for k in type(error).__mro__ if k.__name__ in _ERRORS), "Internal")
-    rest = {k: getattr(error, k) for k in ("message", "field", "value", "allowed", "reason", "next_step")}
-    return {"error": {"kind": kind, **rest}}
+            return shown(error)
 
 
 def ask(run_dir: RunDir, request: Mapping[str, Any], say: Say, timeout_s: float) -> dict[str, Any]:
@@ -135,7 +122,7 @@ def ask(run_dir: RunDir, request: Mapping[str, Any], say: Say, timeout_s: float)
             buffer = b""
             while True:
                 sock.settimeout(max(0.001, deadline - time.monotonic()))
-                data = sock.recv(_LINE_MAX)
+                data = sock.recv(LINE_MAX)
                 if not data:
                     raise Unavailable("the supervisor ended before it answered", reason="SUPERVISOR_LOST")
                 *lines, buffer = (buffer + data).split(b"\n")
@@ -144,7 +131,7 @@ def ask(run_dir: RunDir, request: Mapping[str, Any], say: Say, timeout_s: float)
                     if "say" in message:
                         say(message["say"])
                     elif "error" in message:
-                        raise _error(message["error"])
+                        raise error_of(message["error"])
                     else:
                         result: dict[str, Any] = message["result"]
                         return result
@@ -155,8 +142,3 @@ def ask(run_dir: RunDir, request: Mapping[str, Any], say: Say, timeout_s: float)
             ) from None
         except OSError as error:
             raise Unavailable(f"cannot reach the supervisor at {path}: {error}") from error
-
-
-def _error(body: dict[str, Any]) -> JanusError:
-    kind = _ERRORS.get(body.pop("kind"), Internal)
-    return kind(body.pop("message"), **body)

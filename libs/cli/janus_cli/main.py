@@ -15,6 +15,10 @@ _COMMANDS = {
     "status": ("janus_cli.commands.status", "Show the cohort, the layout and every worker."),
     "scale": ("janus_cli.commands.scale", "Change how many workers serve, without dropping a stream."),
     "drain": ("janus_cli.commands.drain", "Take one worker out, without dropping a stream."),
+    "autoscale": (
+        "janus_cli.commands.autoscale",
+        "Show what the autoscaler plans, and why; set its objective.",
+    ),
     "top": ("janus_cli.commands.top", "Watch the mesh work."),
     "generate": ("janus_cli.commands.generate", "Continue a prompt."),
     "chat": ("janus_cli.commands.chat", "Talk with the model."),

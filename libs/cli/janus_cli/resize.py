@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from janus_runtime.errors import FailedPrecondition, InvalidArgument, NotFound
-from janus_runtime.records import Lease, Role, WorkerState
+from janus_runtime.records import Lease, Role
 
 from janus_cli.view import worker_index
 
@@ -104,11 +104,6 @@ def check_capacity(names: Iterable[str], leases: Sequence[Lease], slots: int) ->
             reason="TOO_FEW_SLOTS",
             allowed=f"at least {-(-experts // each)} MoE workers of {each} slots",
         )
-
-
-def left_cohort(lease: Lease | None, members: Iterable[int]) -> bool:
-    """Whether a draining MoE worker steps no more: its lease is gone or the cohort in force is without it."""
-    return lease is None or (lease.state is WorkerState.DRAINING and lease.member not in set(members))
 
 
 def _of(names: Iterable[str], role: Role) -> list[str]:

@@ -8,20 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import grpc
-from janus_runtime.channel import connect
-from janus_runtime.errors import DeadlineExceeded, InvalidArgument, JanusError, Unavailable
-from janus_runtime.records import Lease, Role, WorkerState
-from janus_wire.v1 import attention_pb2, attention_pb2_grpc, moe_pb2, moe_pb2_grpc
+from janus_runtime.draining import still_held
+from janus_runtime.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from janus_runtime.records import Lease, Role
 
-from janus_cli.resize import Plan, check_targets, left_cohort, plan, plan_drain
+from janus_cli.resize import Plan, check_targets, plan, plan_drain
 from janus_cli.view import MeshView
 
 JOIN_DEADLINE_S = 300.0
 """A new worker is in the cohort by then."""
 DRAIN_DEADLINE_S = 120.0
 """A worker that drains is stopped by then, empty or not."""
-_CALL_S = 5.0
 _LOOK_EVERY_S = 0.1
 
 Say = Callable[[str], None]
@@ -67,7 +64,9 @@ class Resizer:
         self._background: set[asyncio.Task[None]] = set()
 
     async def handle(self, request: dict[str, Any], say: Say) -> dict[str, Any]:
-        """Check, then change; with ``"wait": false`` the answer comes before the change is complete."""
+        """Check, then change; with ``"wait": false`` the answer comes before the change is complete. "sizes" tells."""
+        if request.get("op") == "sizes":
+            return {"workers": self._counts()}
         if self._lock.locked():
             say("waiting for the change before this one")
         await self._lock.acquire()
@@ -108,7 +107,9 @@ class Resizer:
             return plan(running, leases, targets, self._mesh.slots)
         if request.get("op") == "drain":
             return plan_drain(running, leases, str(request.get("worker", "")), self._mesh.slots)
-        raise InvalidArgument("is unknown", field="op", value=request.get("op"), allowed="scale, drain")
+        raise InvalidArgument(
+            "is unknown", field="op", value=request.get("op"), allowed="scale, drain, sizes"
+        )
 
     def _counts(self) -> dict[str, int]:
         names = self._mesh.workers()
@@ -181,29 +182,8 @@ class Resizer:
         if lease is None or not lease.grpc_address:
             # Starting, or its lease has lapsed: it may come to itself, and only it knows of its streams.
             return "it has no lease" if self._mesh.pid(worker_id) is not None else ""
-        if lease.state is WorkerState.STARTING:
-            return ""
-        try:
-            async with connect(lease.grpc_address) as channel:
-                if lease.role is Role.ATTENTION:
-                    return await _drain_attention(channel)
-                await moe_pb2_grpc.ExpertServiceStub(channel).Drain(
-                    moe_pb2.ExpertServiceDrainRequest(), timeout=_CALL_S
-                )
-        except grpc.aio.AioRpcError as error:
-            return f"it does not answer ({error.code().name})"
-        except JanusError as error:
-            return error.message
-        gone = left_cohort(lease, [m.member for m in cohort.moe] if cohort else [])
-        return "" if gone else "the cohort still needs it"
+        return await still_held(lease, cohort)
 
     def _lease(self, worker_id: str) -> Lease | None:
         lease = self._mesh.view.get(worker_id)
         return lease if lease is not None and lease.pid == self._mesh.pid(worker_id) else None
-
-
-async def _drain_attention(channel: grpc.aio.Channel) -> str:
-    answer = await attention_pb2_grpc.AttentionServiceStub(channel).Drain(
-        attention_pb2.AttentionServiceDrainRequest(hand_over=True), timeout=_CALL_S
-    )
-    return f"{answer.sequences_left} streams to hand over" if answer.sequences_left else ""

@@ -38,10 +38,11 @@ def setting_options(command: F) -> F:
             help=f"{', '.join(MODELS)}, or the directory of a checkpoint.",
         ),
         click.option(
-            "--hardware", type=click.Choice(list(PROFILES)), default="h100", show_default=True, help="Of both pools."
+            "--hardware", default="h100", show_default=True,
+            help=f"Of both pools: {', '.join(PROFILES)}, or a profile's .json file.",
         ),
-        click.option("--attention-hardware", type=click.Choice(list(PROFILES)), help="Of the attention pool."),
-        click.option("--moe-hardware", type=click.Choice(list(PROFILES)), help="Of the MoE pool."),
+        click.option("--attention-hardware", help="Of the attention pool."),
+        click.option("--moe-hardware", help="Of the MoE pool."),
         click.option(
             "--price", type=(Number(0, min_open=True), Number(0, min_open=True)),
             help="Of an attention and of a MoE worker.  [default: the profiles']",

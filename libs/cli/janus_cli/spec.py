@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
@@ -53,6 +54,10 @@ class MeshSpec:
     """Most tokens an attention worker sends per step; 0: the worker's default."""
     namespace: str = "janus"
     """Prefix of the keys in Redis."""
+    autoscale: str = "advise"
+    """``off``, ``advise`` or ``act``: what the autoscaler does."""
+    tpot_ms: float = 200.0
+    """Its objective until another is set: 95th percentile of time per output token, milliseconds."""
     log_level: str = "info"
 
 
@@ -73,9 +78,13 @@ class ServiceSpec:
 
 def threads_per_worker(workers: int, cores: int | None = None) -> int:
     """Threads that one of ``workers`` busy processes may use: the cores shared out, at least one."""
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, workers))
+    return max(1, _cores(cores) // max(1, workers))
+
+
+def _cores(cores: int | None) -> int:
+    if cores is not None:
+        return cores
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None = None) -> list[ServiceSpec]:
@@ -123,6 +132,15 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
             *flags,
         )
 
+    # All workers compute on the same cores: more of them than cores add no capacity. The environment may say otherwise.
+    known = {"JANUS_AUTOSCALER_SHARED_CORES": str(_cores(cores)), **env}
+    autoscaler = dataclasses.replace(
+        make(
+            Role.AUTOSCALER, 0, "--mode", mesh.autoscale, "--actuator", "local", "--supervisor", traces.parent,
+            "--model", mesh.model, "--tpot-ms", mesh.tpot_ms,
+        ),
+        env=known,
+    )  # fmt: skip
     kv = ("--kv-tokens", mesh.kv_tokens) if mesh.kv_tokens else ()
     return [
         make(
@@ -135,5 +153,5 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
             Role.GATEWAY, 0, "--model", mesh.model, "--http-port", mesh.http_port, "--grpc-port", mesh.grpc_port,
             "--host", mesh.host,
         ),
-        make(Role.AUTOSCALER, 0),
+        autoscaler,
     ]  # fmt: skip

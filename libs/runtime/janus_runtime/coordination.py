@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -283,14 +283,31 @@ class Coordination:
         """Samples of the last ``window_s`` seconds, oldest first; malformed ones are skipped."""
         key, least = self._keys.stats(worker_id), f"{max(0, int((time.time() - window_s) * 1000))}-0"
         raw = await self._redis.call("read statistics", lambda: self._redis.client.xrange(key, min=least))
+        return self._samples(worker_id, raw)
+
+    def _samples(self, worker_id: str, raw: Any) -> list[StatsSample]:
         samples = []
         for entry_id, fields in raw or ():
             try:
                 values = {k.decode(): float(v) for k, v in fields.items()}
                 samples.append(StatsSample(time_s=int(entry_id.split(b"-")[0]) / 1000, values=values))
             except (ValueError, AttributeError) as error:
-                self._complain(key, f"sample {entry_id!r}: {error}")
+                self._complain(self._keys.stats(worker_id), f"sample {entry_id!r}: {error}")
         return samples
+
+    async def read_all_stats(
+        self, worker_ids: Iterable[str], *, window_s: float = 60.0
+    ) -> dict[str, list[StatsSample]]:
+        """:meth:`read_stats` of many workers, in one round trip."""
+        names = list(worker_ids)
+        if not names:
+            return {}
+        least = f"{max(0, int((time.time() - window_s) * 1000))}-0"
+        pipe = self._redis.client.pipeline(transaction=False)
+        for name in names:
+            pipe.xrange(self._keys.stats(name), min=least)
+        found = await self._redis.call("read statistics", pipe.execute)
+        return {name: self._samples(name, raw) for name, raw in zip(names, found, strict=True)}
 
     async def report_routing(self, fields: Mapping[str, bytes]) -> None:
         """Append one layer's routing report (:class:`janus_placement.Report`)."""

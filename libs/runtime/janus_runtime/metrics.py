@@ -41,6 +41,10 @@ def _moe(name: str, kind: Kind, unit: str, stat: str, text: str, labels: tuple[s
     return Metric(name=f"janus_moe_{name}", kind=kind, unit=unit, stat=stat, help=text, labels=labels)
 
 
+def _autoscaler(name: str, kind: Kind, unit: str, stat: str, text: str) -> Metric:
+    return Metric(name=f"janus_autoscaler_{name}", kind=kind, unit=unit, stat=stat, help=text, labels=_WORKER)
+
+
 GATEWAY = (
     Metric(
         name="gen_ai_server_request_duration_seconds", kind="histogram", unit="s",
@@ -193,7 +197,40 @@ MOE = (
     _moe("cohort_epoch", "gauge", "epoch", "epoch", "Epoch that the worker runs."),
 )  # fmt: skip
 
-BY_NAME = {metric.name: metric for metric in (*GATEWAY, *ATTENTION, *MOE)}
+AUTOSCALER = (
+    _autoscaler("attention_workers", "gauge", "workers", "attention", "Attention workers in the cohort."),
+    _autoscaler("moe_workers", "gauge", "workers", "moe", "MoE workers in the cohort."),
+    _autoscaler("planned_attention_workers", "gauge", "workers", "planned_attention", "The solver's answer."),
+    _autoscaler("planned_moe_workers", "gauge", "workers", "planned_moe", "The solver's answer."),
+    _autoscaler(
+        "target_attention_workers", "gauge", "workers", "target_attention", "Decided on, hysteresis considered."
+    ),
+    _autoscaler("target_moe_workers", "gauge", "workers", "target_moe", "Decided on, hysteresis considered."),
+    _autoscaler(
+        "demand_tokens_rate", "gauge", "tokens/s", "demand_tokens_per_second",
+        "Output tokens per second asked for, backlog apart.",
+    ),
+    _autoscaler(
+        "predicted_tpot_seconds", "gauge", "s", "predicted_tpot_seconds", "Of the planned sizes under the demand."
+    ),
+    _autoscaler(
+        "measured_tpot_seconds", "gauge", "s", "measured_tpot_seconds",
+        "95th percentile over the window, as the workers measured it; 0 without tokens.",
+    ),
+    _autoscaler(
+        "model_error_ratio", "gauge", "1", "model_error_ratio",
+        "Median relative error of the latest steps' times, predicted before they were learnt from.",
+    ),
+    _autoscaler("objective_tpot_seconds", "gauge", "s", "objective_tpot_seconds", "The objective in force."),
+    _autoscaler(
+        "objective_met", "gauge", "1", "objective_met", "1 when the planned sizes are predicted to meet it."
+    ),
+    _autoscaler("decisions", "counter", "decisions", "decisions", "Decisions made."),
+    _autoscaler("actions", "counter", "actions", "actions", "Changes of size carried out."),
+    _autoscaler("failed_actions", "counter", "actions", "failed_actions", "Changes that failed; the log says why."),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in (*GATEWAY, *ATTENTION, *MOE, *AUTOSCALER)}
 
 
 def rows(metrics: Iterable[Metric]) -> list[str]:
@@ -209,7 +246,12 @@ def rows(metrics: Iterable[Metric]) -> list[str]:
 
 def tables() -> str:
     """All of them, with their headings; ``python -m janus_runtime.metrics`` prints it."""
-    groups = (("Gateway", GATEWAY), ("Attention workers", ATTENTION), ("MoE workers", MOE))
+    groups = (
+        ("Gateway", GATEWAY),
+        ("Attention workers", ATTENTION),
+        ("MoE workers", MOE),
+        ("Autoscaler", AUTOSCALER),
+    )
     return "\n".join(f"## {title}\n\n" + "\n".join(rows(group)) + "\n" for title, group in groups)
 
 

@@ -12,7 +12,7 @@ from janus_scaling.comm import Exchange
 from janus_scaling.controller import Controller, ControllerState, Decision
 from janus_scaling.demand import Demand, SeasonalForecast
 from janus_scaling.performance import Coefficients, PerformanceModel, StepTime, roofline
-from janus_scaling.profiles import PROFILES, HardwareProfile, profile
+from janus_scaling.profiles import PROFILES, HardwareProfile, load_profile, profile
 from janus_scaling.shapes import MODELS, ModelShape, shape
 from janus_scaling.skew import synthetic_layers
 from janus_scaling.solver import Bounds, Candidate, Plan, Problem, Target, evaluate, little, solve
@@ -20,6 +20,6 @@ from janus_scaling.solver import Bounds, Candidate, Plan, Problem, Target, evalu
 __all__ = [
     "MODELS", "PROFILES", "AMaxEstimator", "Bounds", "Candidate", "Coefficients", "Controller", "ControllerState",
     "Decision", "Demand", "Exchange", "HardwareProfile", "ModelShape", "PerformanceModel", "Plan", "Problem",
-    "ScalingError", "SeasonalForecast", "StepTime", "Target", "bound", "evaluate", "little", "profile", "roofline",
-    "shape", "solve", "synthetic_layers",
+    "ScalingError", "SeasonalForecast", "StepTime", "Target", "bound", "evaluate", "little", "load_profile", "profile",
+    "roofline", "shape", "solve", "synthetic_layers",
 ]  # fmt: skip

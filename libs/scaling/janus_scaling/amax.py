@@ -62,14 +62,18 @@ class AMaxEstimator:
 
     def __call__(self, n_e: int, tokens: float) -> float:
         """Mean a_max over layers and batches."""
-        if n_e not in self._means:
-            self._means[n_e] = self.table(n_e).mean(axis=0).tolist()
-        # The solver asks a million times: the grid being powers of two, an interpolation without numpy.
-        means, x = self._means[n_e], math.log2(tokens) if tokens > 1 else 0.0
+        # The simulator asks a million times: the grid being powers of two, an interpolation without numpy.
+        means, x = self.means(n_e), math.log2(tokens) if tokens > 1 else 0.0
         at = int(x)
         if at >= len(means) - 1:
             return means[-1]
         return means[at] + (x - at) * (means[at + 1] - means[at])
+
+    def means(self, n_e: int) -> list[float]:
+        """Mean a_max over layers and batches, at 1, 2, 4, ... tokens up to the largest sampled."""
+        if n_e not in self._means:
+            self._means[n_e] = self.table(n_e).mean(axis=0).tolist()
+        return self._means[n_e]
 
     def table(self, n_e: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """float64 [layers, sizes of the grid]: mean a_max."""

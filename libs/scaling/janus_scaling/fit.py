@@ -18,6 +18,7 @@ from janus_scaling.checks import ScalingError
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 ATTENTION = ("c_a", "alpha", "c_kv")
 MOE = ("beta", "c_e")
+MOE_PAIRS = ("beta", "c_e", "kappa")
 COMM = ("comm_scale", "comm_fixed", "comm_token")
 
 
@@ -57,10 +58,17 @@ def fit_attention(tokens: Any, context: Any, seconds: Any) -> Fit:
     return _fit(ATTENTION, predict, t, starts)
 
 
-def fit_moe(a_max: Any, seconds: Any) -> Fit:
-    """beta, c_e from per-layer times: float [N] each."""
-    a, t = _columns(2, a_max=a_max, seconds=seconds)
-    return _fit(MOE, lambda x: x[0] * a + x[1], t, _line_starts(a, t))
+def fit_moe(a_max: Any, seconds: Any, pairs: Any = None) -> Fit:
+    """beta, c_e from per-layer times: float [N] each; with ``pairs``, (token, expert) pairs of an instance, kappa."""
+    if pairs is None:
+        a, t = _columns(2, a_max=a_max, seconds=seconds)
+        return _fit(MOE, lambda x: x[0] * a + x[1], t, _line_starts(a, t))
+    a, p, t = _columns(3, a_max=a_max, tokens=pairs, seconds=seconds)
+    line = _line_starts(a, t)[0]
+    slope = float(np.median(t / np.maximum(p, 1e-9)))
+    # The larger of two counts: begin where the experts' weights decide, where their arithmetic does, and between.
+    starts = [np.array([max(line[0], 1e-9), line[1], slope * share]) for share in (0.01, 0.3, 0.9)]
+    return _fit(MOE_PAIRS, lambda x: np.maximum(x[0] * a, x[2] * p) + x[1], t, starts)
 
 
 def fit_comm(modelled: Any, tokens: Any, seconds: Any) -> Fit:
@@ -94,7 +102,7 @@ def _columns(least: int, **columns: Any) -> list[Vector]:
 
 
 def _line_starts(x: Vector, t: Vector) -> list[Vector]:
-    slope = max(0.0, float(np.polyfit(x, t, 1)[0])) if np.ptp(x) > 0 else 0.0
+    slope = max(0.0, float(np.polyfit(x, t, 1)[0])) if np.ptp(x) > 1e-6 * x.max() else 0.0
     return [np.array([slope, max(0.0, float(np.median(t - slope * x)))])]
 
 

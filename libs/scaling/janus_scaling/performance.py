@@ -86,6 +86,13 @@ class PerformanceModel:
     model: ModelShape
     coefficients: Coefficients
     exchange: Exchange
+    shared_cores: float = float("inf")
+    """Cores that all workers of a pool share, one each at a time; infinite where each has a device of its own.
+    A pool of more workers than that is slower by the ratio: what a mesh on one machine has to know."""
+
+    def crowding(self, workers: int) -> float:
+        """How many times as long each of ``workers`` takes that compute at once."""
+        return max(1.0, workers / self.shared_cores)
 
     def step(
         self, n_a: int, n_e: int, batch: float, context: float, a_max: float, *, prompt: float = 0.0,
@@ -109,4 +116,5 @@ class PerformanceModel:
             else self.exchange.seconds(n_a, n_e, tokens)
         )
         comm = c.comm_scale * modelled + c.comm_fixed + c.comm_token * tokens
+        attention, moe = attention * self.crowding(n_a), moe * self.crowding(n_e)
         return StepTime(model.layers * attention, model.moe_layers * moe, model.moe_layers * comm, c.c_step)

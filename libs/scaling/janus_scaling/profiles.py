@@ -6,9 +6,12 @@ a first model of a machine nobody has measured; :mod:`janus_scaling.fit` replace
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
-from janus_scaling.checks import choice, number, whole
+from janus_scaling.checks import ScalingError, number, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,5 +108,36 @@ PROFILES = {
 
 
 def profile(name: str) -> HardwareProfile:
-    """The built-in profile of that name. Raises ScalingError."""
-    return PROFILES[choice("profile", name, tuple(PROFILES))]
+    """The built-in profile of that name, or that of a JSON file. Raises ScalingError."""
+    if name in PROFILES:
+        return PROFILES[name]
+    if name.endswith(".json"):
+        return load_profile(Path(name))
+    raise ScalingError("profile", repr(name), ", ".join([*PROFILES, "the path of a .json file"]))
+
+
+def load_profile(path: Path) -> HardwareProfile:
+    """A profile from a JSON object with :class:`HardwareProfile`'s fields; ``name`` may be left out.
+
+    Raises ScalingError naming file and field: one that is missing, unknown, no number, or out of range.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ScalingError(str(path), str(error), "a JSON object of a hardware profile's fields") from error
+    if not isinstance(raw, dict):
+        raise ScalingError(str(path), type(raw).__name__, "a JSON object of a hardware profile's fields")
+    raw = {"name": path.stem, **raw}
+    fields = {f.name: f for f in dataclasses.fields(HardwareProfile)}
+    for name, value in raw.items():
+        if name not in fields:
+            raise ScalingError(f"{path}: field", repr(name), ", ".join(fields))
+        if name != "name" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ScalingError(f"{path}: {name}", repr(value), "a number")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in raw]
+    if missing:
+        raise ScalingError(f"{path}: {missing[0]}", "missing", f"a number; needed are {', '.join(missing)}")
+    try:
+        return HardwareProfile(**{**raw, "name": str(raw["name"])})
+    except ScalingError as error:
+        raise ScalingError(f"{path}: {error.field}", error.value, error.allowed) from error

@@ -5,13 +5,18 @@ Order among feasible candidates: least cost, then fewest workers, then least TPO
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
 
 from janus_scaling.checks import ScalingError, number, whole
 from janus_scaling.demand import Demand
 from janus_scaling.performance import NO_TIME, PerformanceModel, StepTime
 from janus_scaling.profiles import HardwareProfile
+from janus_scaling.search import search, tabled
 
 AMax = Callable[[int, float], float]
 """(n_e, tokens of a step) -> expected a_max."""
@@ -45,6 +50,13 @@ class Bounds:
     """B_max: where the search for B ends."""
     prefill_tokens: int = 512
     """Prompt tokens that a step takes per attention worker."""
+    burst: float = 0.0
+    """TPOT must hold with this many standard deviations more streams than the mean, arrivals being Poisson's; where a
+    number of streams is asked for, with that number."""
+    streams_each: float = float("inf")
+    """Streams that an attention worker's batch takes."""
+    cached_each: float = 0.0
+    """Tokens that an attention worker's KV cache holds; 0: as many as its memory does."""
 
     def __post_init__(self) -> None:
         for pool in ("attention", "moe"):
@@ -53,6 +65,9 @@ class Bounds:
             whole(f"spare_{pool}", getattr(self, f"spare_{pool}"), 0, 4095)
         whole("max_batch", self.max_batch, 1, 1 << 20)
         whole("prefill_tokens", self.prefill_tokens, 1, 1 << 20)
+        number("burst", self.burst, 0, 10)
+        number("streams_each", self.streams_each, 1, float("inf"))
+        number("cached_each", self.cached_each, 0, 1e15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +84,7 @@ class Problem:
     bounds: Bounds = field(default_factory=Bounds)
     colocated: bool = False
     """One pool whose workers hold both (a monolithic system): candidates are (n, n), and cost n."""
-    rule: Callable[[Candidate], str] = lambda candidate: ""
+    rule: Callable[[Candidate], str] | None = None
     """A further condition: why a candidate is not to be taken, or ''."""
 
 
@@ -111,12 +126,17 @@ class Candidate:
         return self.batch / self.tpot_s / self.workers if self.tpot_s else 0.0
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """The best candidate, or None, and all of them, the best first, then the infeasible."""
+    """The best candidate, or None, and all of them."""
 
-    chosen: Candidate | None
-    candidates: tuple[Candidate, ...]
+    def __init__(self, chosen: Candidate | None, made: Callable[[], tuple[Candidate, ...]]) -> None:
+        self.chosen = chosen
+        self._made = made
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The feasible, the best first, then the others, the nearest first; made when first looked at."""
+        return self._made()
 
     def why_not(self, candidate: Candidate) -> str:
         """Why ``candidate`` was not chosen; '' for the chosen one."""
@@ -128,6 +148,23 @@ class Plan:
         if candidate.workers > best.workers:
             return f"{candidate.workers} workers at the same cost, {candidate.workers - best.workers} more"
         return f"TPOT {1e3 * candidate.tpot_s:.1f} ms at the same cost, against {1e3 * best.tpot_s:.1f} ms"
+
+    def best_effort(self, slack: float = 0.05) -> Candidate | None:
+        """The chosen one; else the least costly of those that come nearest, within ``slack`` of the nearest.
+
+        Nearest: sustains most of the rate, then least TPOT. None where no candidate could run at all.
+        """
+        able = [c for c in self.candidates if c.tpot_s > 0]
+        if self.chosen is not None or not able:
+            return self.chosen
+        # The first is the nearest (:func:`ranked`); one that sustains the rate has its B by Little's law.
+        nearest = able[0]
+        served = nearest.batch / nearest.tpot_s
+        near = [
+            c for c in able
+            if c.batch / c.tpot_s >= served * (1 - slack) and c.tpot_s <= nearest.tpot_s * (1 + slack)
+        ]  # fmt: skip
+        return min(near, key=lambda c: c.order)
 
 
 def little(
@@ -172,8 +209,28 @@ def solve(problem: Problem, demand: Demand | None = None, *, batch: float | None
         raise ScalingError("demand and batch", "neither", "one of them")
     if batch is not None:
         number("batch", batch, 1, 1 << 20)
-    found = [evaluate(problem, n_a, n_e, demand, batch=batch) for n_a, n_e in sizes(problem)]
-    return ranked(found, demand.tokens_per_s if demand is not None and batch is None else float("inf"))
+    rate = demand.tokens_per_s if demand is not None and batch is None else float("inf")
+    demand = demand or Demand(tokens_per_s=0.0)
+    asked = list(sizes(problem))
+    if tabled(problem.a_max) is None or problem.rule or problem.colocated or _weights(problem):
+        return ranked([evaluate(problem, n_a, n_e, demand, batch=batch) for n_a, n_e in asked], rate)
+    most = np.array([most_streams(problem, demand, n_a - problem.bounds.spare_attention) for n_a, _ in asked])
+    found = search(problem, asked, demand, most, batch=batch)
+
+    def candidate(index: int) -> Candidate:
+        known = float(found.batch[index])
+        return _judged(problem, *asked[index], demand, None if math.isnan(known) else known)
+
+    # Rounding may differ by a hair: the first that the one-by-one judgement takes too.
+    chosen = next((c for c in map(candidate, found.order) if c.feasible), None)
+
+    def made() -> tuple[Candidate, ...]:
+        rest = (
+            candidate(i) for i in range(len(asked)) if chosen is None or asked[i] != (chosen.n_a, chosen.n_e)
+        )
+        return ranked([*([chosen] if chosen else []), *rest], rate).candidates
+
+    return Plan(chosen, made)
 
 
 def ranked(candidates: Iterable[Candidate], rate: float) -> Plan:
@@ -186,7 +243,7 @@ def ranked(candidates: Iterable[Candidate], rate: float) -> Plan:
         return 1.0, -sustained, c.tpot_s, c.workers, c.n_a
 
     found = tuple(sorted(candidates, key=key))
-    return Plan(found[0] if found and found[0].feasible else None, found)
+    return Plan(found[0] if found and found[0].feasible else None, lambda: found)
 
 
 def sizes(problem: Problem) -> Iterable[tuple[int, int]]:
@@ -213,25 +270,43 @@ def evaluate(
     problem: Problem, n_a: int, n_e: int, demand: Demand | None = None, *, batch: float | None = None
 ) -> Candidate:
     """One candidate."""
-    bounds, target = problem.bounds, problem.target
     demand = demand or Demand(tokens_per_s=0.0)
-    # The objective must hold with the spares lost: that is what is predicted.
-    live_a, live_e = n_a - bounds.spare_attention, n_e - bounds.spare_moe
+    found = batch
+    if batch is None and not _weights(problem):
+        live_a, step = n_a - problem.bounds.spare_attention, _step(problem, n_a, n_e, demand)
+        found = _streams(problem, demand, live_a, step)
+        if (
+            found is not None
+        ):  # Little's law gives the mean; with independent arrivals the variance is as large
+            burst = problem.bounds.burst * found**0.5
+            found = min(found + burst, most_streams(problem, demand, live_a))
+    return _judged(problem, n_a, n_e, demand, found)
+
+
+def _step(problem: Problem, n_a: int, n_e: int, demand: Demand) -> Callable[[float], StepTime]:
+    """Time of a step of streams, the spares lost: the objective must hold then."""
+    live_a, live_e = n_a - problem.bounds.spare_attention, n_e - problem.bounds.spare_moe
     share = demand.prompt_share
 
     def step(streams: float) -> StepTime:
-        tokens = streams * (1 + share)
         return problem.performance.step(
-            live_a, live_e, streams, demand.context, problem.a_max(live_e, tokens), prompt=streams * share,
-            colocated=problem.colocated,
+            live_a, live_e, streams, demand.context, problem.a_max(live_e, streams * (1 + share)),
+            prompt=streams * share, colocated=problem.colocated,
         )  # fmt: skip
 
+    return step
+
+
+def _judged(problem: Problem, n_a: int, n_e: int, demand: Demand, found: float | None) -> Candidate:
+    """A candidate with ``found`` streams at once; None: they would pile up."""
+    bounds, target = problem.bounds, problem.target
+    live_a, live_e = n_a - bounds.spare_attention, n_e - bounds.spare_moe
+    share, step = demand.prompt_share, _step(problem, n_a, n_e, demand)
     workers = n_a if problem.colocated else n_a + n_e
     cost = n_a * problem.attention.price + (0.0 if problem.colocated else n_e * problem.moe.price)
     base = Candidate(n_a=n_a, n_e=n_e, workers=workers, cost=cost)
     if reason := _weights(problem):
         return replace(base, reason=reason)
-    found = batch if batch is not None else _streams(problem, demand, live_a, step)
     if found is None:
         most = min(float(bounds.max_batch), most_streams(problem, demand, live_a))
         return replace(
@@ -250,7 +325,7 @@ def evaluate(
         reason = f"TPOT {1e3 * time.total:.1f} ms above {1e3 * target.tpot_s:g} ms"
     elif ttft > target.ttft_s:
         reason = f"TTFT {1e3 * ttft:.0f} ms above {1e3 * target.ttft_s:g} ms"
-    reason = reason or problem.rule(made)
+    reason = reason or (problem.rule(made) if problem.rule else "")
     return replace(made, reason=reason)
 
 
@@ -283,11 +358,13 @@ def _weights(problem: Problem) -> str:
 
 
 def most_streams(problem: Problem, demand: Demand, live_a: int) -> float:
-    """Streams whose KV cache fits beside the attention workers' weights."""
-    model = problem.performance.model
+    """Streams whose KV cache fits beside the attention workers' weights, and that their batches take."""
+    model, bounds = problem.performance.model, problem.bounds
+    if bounds.cached_each:
+        return live_a * min(bounds.streams_each, bounds.cached_each // max(1.0, demand.context))
     held = model.attention_bytes + (problem.slots * model.slot_bytes if problem.colocated else 0.0)
     room = max(0.0, problem.attention.usable_bytes - held)
-    return live_a * (room // (model.cache_bytes_per_token * max(1.0, demand.context)))
+    return live_a * min(bounds.streams_each, room // (model.cache_bytes_per_token * max(1.0, demand.context)))
 
 
 def _ttft(bounds: Bounds, demand: Demand, live_a: int, step_s: float) -> float:

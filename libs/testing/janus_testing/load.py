@@ -37,6 +37,8 @@ class Stream:
     attempts: int = 0
     error: str = ""
     done: bool = False
+    asked: float = 0.0
+    """Monotonic time at which it was asked, where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

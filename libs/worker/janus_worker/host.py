@@ -23,18 +23,18 @@ from janus_runtime.errors import FailedPrecondition, Internal, JanusError, Unava
 from janus_runtime.lease import LeaseKeeper
 from janus_runtime.records import CohortRecord, Lease, Role, WorkerState
 from janus_runtime.server import GrpcServer
-from janus_runtime.settings import ServiceSettings
 from janus_runtime.startup import Startup
 from janus_runtime.telemetry import record_span, setup_telemetry, shutdown_telemetry
 
 from janus_worker import VERSION
 from janus_worker.link import ChildGone, EngineProcess, Message
 from janus_worker.lockstep import cohort_message
+from janus_worker.settings import WorkerSettings
 
 _LOG = logging.getLogger("janus.worker")
 _LAYOUT_WAIT_S = 10.0
 _FAULT_S = 5.0
-S = TypeVar("S", bound=ServiceSettings)
+S = TypeVar("S", bound=WorkerSettings)
 
 
 class WorkerHost(abc.ABC, Generic[S]):
@@ -89,10 +89,37 @@ class WorkerHost(abc.ABC, Generic[S]):
     async def on_stats(self) -> None:
         """The engine has reported."""
 
+    @abc.abstractmethod
+    async def leave(self) -> None:
+        """Drain; return when this worker may be stopped."""
+
     # Life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises JanusError when the worker cannot start or its engine dies."""
+        """Serve until cancelled, and then for ``drain_s`` at most until it is drained.
+
+        Raises JanusError when the worker cannot start or its engine dies.
+        """
+        serving = asyncio.ensure_future(self._run())
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            if self.settings.drain_s and self._sent_epoch and not serving.done():
+                leaving = asyncio.ensure_future(self.leave())
+                await asyncio.wait(
+                    [leaving, serving], timeout=self.settings.drain_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                leaving.cancel()
+                outcomes = await asyncio.gather(leaving, return_exceptions=True)
+                _LOG.info(
+                    "drained: %s", "yes" if outcomes[0] is None else "not quite, streams go on elsewhere"
+                )
+            raise
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    async def _run(self) -> None:
         settings = self.settings
         setup_telemetry(self.role.value, settings.worker_id, settings)
         fingerprint = self.fingerprint()
@@ -309,6 +336,18 @@ class WorkerHost(abc.ABC, Generic[S]):
             await self._coordination.report_routing(fields)
         except JanusError as error:
             _LOG.debug("routing not reported: %s", error)
+
+    async def _left_cohort(self) -> None:
+        """Until the cohort in force is without this worker."""
+        assert self._coordination is not None
+        while True:
+            with contextlib.suppress(JanusError):  # Redis is away; the cohort in force stays
+                cohort = await self._coordination.cohort()
+                if cohort is None or all(
+                    m.member != self.lease.member for m in (*cohort.attention, *cohort.moe)
+                ):
+                    return
+            await asyncio.sleep(0.1)
 
     async def drain(self) -> None:
         """Say in the lease that this worker takes nothing new."""

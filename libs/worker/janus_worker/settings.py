@@ -34,6 +34,9 @@ class WorkerSettings(ServiceSettings):
     """Threads of the engine; 0: one per two cores, at least one."""
     stall_s: float = setting(5.0, minimum=0.1, maximum=3600)
     """Say whom a step waits for after this many seconds."""
+    drain_s: float = setting(0.0, minimum=0, maximum=3600)
+    """Seconds that the worker, told to stop, may take to drain first; 0: it stops at once, and its streams go on
+    elsewhere as if it had died. For platforms that choose by themselves which worker ends."""
 
     def checked_model(self) -> Path:
         """The model directory. Raises InvalidArgument when it is none."""

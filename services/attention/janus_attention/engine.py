@@ -59,6 +59,8 @@ class EngineOptions:
     """Most guessed tokens of a stream that a step checks; 0: none."""
     micro_batches: str = "auto"
     """Micro-batches of a step: "1", "2", or "auto": as the coordinator has measured to be quicker."""
+    emulated_token_us: float = 0.0
+    """Least microseconds of a step per token; 0: none."""
 
 
 class AttentionEngine(CohortEngine):
@@ -101,7 +103,10 @@ class AttentionEngine(CohortEngine):
         self._model = model
         self._sequences: dict[int, Sequence] = {}
         kv = model.new_kv_cache(blocks, options.block_size)
-        self._forward = Forward(model, routers, kv, self, self.counters, most=options.max_batch_tokens)
+        self._forward = Forward(
+            model, routers, kv, self, self.counters, most=options.max_batch_tokens,
+            token_s=1e-6 * options.emulated_token_us,
+        )  # fmt: skip
         self._note = self.exchange.allocate()
         self.guides = GuideCompiler(config.directory, config.vocab_size, end_ids(config))
         self.wake_fds.append(self.guides.wake_fd)
@@ -124,6 +129,7 @@ class AttentionEngine(CohortEngine):
             "waiting": len(self.batcher.waiting),
             "kv_tokens_used": (pool.count - pool.free) * pool.block_size,
             "kv_tokens_capacity": self.batcher.capacity,
+            "sequences_capacity": self._options.max_sequences,
             "kv_tokens_cached": pool.cached * pool.block_size,
             "prefix_hit_tokens": pool.hit_tokens,
             "prefix_lookup_tokens": pool.lookup_tokens,
@@ -148,6 +154,7 @@ class AttentionEngine(CohortEngine):
         )  # fmt: skip
         self._sequences[seq.id] = seq
         self.counters.requests += 1
+        self.counters.resumed_requests += bool(body["resumed"])
         if seq.sampling.guide is None:
             self.batcher.add(seq)
         else:
@@ -265,6 +272,8 @@ class AttentionEngine(CohortEngine):
         choice = self._options.micro_batches
         split = choice == "2" or (choice == "auto" and self._forward.advice)
         step = build(pieces, self.batcher.pool.block_size, split=split)
+        self.counters.step_tokens += sum(piece.count for piece in pieces)
+        self.counters.context_tokens += sum(p.count * (p.seq.computed + p.count // 2) for p in pieces)
         self.counters.prepare_seconds += time.perf_counter() - began
         self.amid = True
         logits_NV = self._forward.run(step, cohort, trace)
@@ -375,6 +384,9 @@ class AttentionEngine(CohortEngine):
                 parent=seq.trace.span_id,
                 attributes={"janus.generated_tokens": seq.generated - seq.resumed, "janus.finish": finish.value},
             )  # fmt: skip
+        if finish is not Finish.CANCELLED:  # nor one that was handed over
+            self.counters.finished_requests += 1
+            self.counters.finished_tokens += seq.generated
         self.batcher.remove(seq)
         del self._sequences[seq.id]
 

@@ -47,6 +47,10 @@ class StepCounters:
     steps: int = 0
     split_steps: int = 0
     """Of those: in two micro-batches."""
+    step_tokens: int = 0
+    """Tokens that steps were of: prompts', streams' and drafts."""
+    context_tokens: int = 0
+    """What each of them had before it in the cache, summed."""
     prompt_tokens: int = 0
     generated_tokens: int = 0
     attention_seconds: float = 0.0
@@ -62,6 +66,11 @@ class StepCounters:
     deliver_seconds: float = 0.0
     """Choosing tokens and sending them to the control process."""
     requests: int = 0
+    resumed_requests: int = 0
+    """Of requests: begun by another worker."""
+    finished_requests: int = 0
+    finished_tokens: int = 0
+    """What those had generated, by other workers too."""
     requests_started: int = 0
     queue_seconds: float = 0.0
     """From arrival to the first step, summed over requests_started."""
@@ -119,8 +128,11 @@ class Forward:
         counters: StepCounters,
         *,
         most: int,
+        token_s: float = 0.0,
     ) -> None:
-        """``most``: tokens that a frame carries at most."""
+        """``most``: tokens that a frame carries at most. ``token_s``: least seconds of a step per token, waited out: an
+        emulated device."""
+        self._token_s = token_s
         self._model = model
         self._routers = routers
         self._kv = kv
@@ -157,6 +169,8 @@ class Forward:
         started = time.perf_counter()
         exchange_before = counters.exchange_seconds
         step = step.to(model.device)
+        if self._token_s:
+            time.sleep(self._token_s * step.token_ids.shape[0])
         h_TD = model.embed(step.token_ids)
         lanes = self._begin(step, h_TD)
         for layer in range(model.config.num_layers):

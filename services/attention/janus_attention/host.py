@@ -22,7 +22,8 @@ _REPORTED = (
     "steps", "step_seconds", "attention_seconds", "exchange_seconds", "moe_seconds", "generated_tokens",
     "prompt_tokens", "running", "waiting", "requests", "preemptions", "exchange_bytes_sent",
     "exchange_bytes_received", "prefix_hit_tokens", "prefix_lookup_tokens", "requests_started", "queue_seconds",
-    "drafted_tokens", "accepted_tokens",
+    "drafted_tokens", "accepted_tokens", "step_tokens", "context_tokens", "prepare_seconds", "deliver_seconds",
+    "kv_tokens_capacity", "sequences_capacity", "resumed_requests", "finished_requests", "finished_tokens",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ class AttentionHost(WorkerHost[AttentionSettings]):
             "max_stall": settings.max_stall,
             "draft_tokens": settings.draft_tokens,
             "micro_batches": settings.micro_batches,
+            "emulated_token_us": settings.emulated_token_us,
         }
 
     def add_services(self, server: GrpcServer) -> None:
@@ -74,6 +76,11 @@ class AttentionHost(WorkerHost[AttentionSettings]):
     def lease_fields(self) -> dict[str, Any]:
         return {"moe_layers": self.hello["moe_layers"], "num_experts": self.hello["num_experts"]}
 
+    async def leave(self) -> None:
+        await self.drain()
+        self.streams.hand_over()
+        await self.streams.wait_empty()
+
     async def on_message(self, message: Message) -> None:
         if message.body.get("t") == "tokens":
             self.streams.deliver(message)
@@ -83,4 +90,4 @@ class AttentionHost(WorkerHost[AttentionSettings]):
     async def on_stats(self) -> None:
         stats = self.stats
         await self.set_load(running=int(stats["running"]), waiting=int(stats["waiting"]))
-        await self.publish({name: stats.get(name, 0.0) for name in _REPORTED})
+        await self.publish({"epoch": self.lease.epoch, **{name: stats.get(name, 0.0) for name in _REPORTED}})

@@ -1,1 +1,1 @@
-"""SLO-aware autoscaler: observes demand and step times."""
+"""SLO-aware autoscaler: chooses both pool sizes to meet an objective, and has them changed."""

@@ -26,6 +26,8 @@ class Objective:
     max_attention: int = 64
     min_moe: int = 1
     max_moe: int = 64
+    ttft_ms: float = 0.0
+    """Mean time to the first token, milliseconds; 0: no objective."""
 
 
 def checked(objective: Objective) -> Objective:
@@ -34,6 +36,11 @@ def checked(objective: Objective) -> Objective:
         raise InvalidArgument(
             "out of range", field="objective.tpot_ms", value=objective.tpot_ms,
             allowed=f"above 0, at most {MAX_TPOT_MS:.0f} milliseconds",
+        )  # fmt: skip
+    if not 0 <= objective.ttft_ms <= 1000 * MAX_TPOT_MS:
+        raise InvalidArgument(
+            "out of range", field="objective.ttft_ms", value=objective.ttft_ms,
+            allowed=f"0 (none) to {1000 * MAX_TPOT_MS:.0f} milliseconds",
         )  # fmt: skip
     for name in ("min_attention", "max_attention", "min_moe", "max_moe"):
         value = getattr(objective, name)
@@ -67,9 +74,10 @@ class ObjectiveStore:
             return self._default
         try:
             fields = json.loads(raw)
-            known = {f.name: fields[f.name] for f in dataclasses.fields(Objective)}
+            known = {f.name: fields[f.name] for f in dataclasses.fields(Objective) if f.name != "ttft_ms"}
             whole = {name: int(value) for name, value in known.items() if name != "tpot_ms"}
-            return checked(Objective(tpot_ms=float(known["tpot_ms"]), **whole))
+            ttft = float(fields.get("ttft_ms", 0.0))  # one kept by an earlier version has none
+            return checked(Objective(tpot_ms=float(known["tpot_ms"]), ttft_ms=ttft, **whole))
         except (ValueError, TypeError, KeyError, InvalidArgument) as error:
             log.error("the objective in Redis cannot be read, using the default: %s; set it again", error)
             return self._default

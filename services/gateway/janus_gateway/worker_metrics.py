@@ -8,10 +8,17 @@ from typing import Any
 
 import grpc
 from janus_runtime.channel import connect
-from janus_runtime.metrics import ATTENTION, BY_NAME, MOE, Metric
+from janus_runtime.metrics import ATTENTION, AUTOSCALER, BY_NAME, MOE, Metric
 from janus_runtime.records import Lease, Role
 from janus_runtime.settings import ServiceSettings
-from janus_wire.v1 import attention_pb2, attention_pb2_grpc, moe_pb2, moe_pb2_grpc
+from janus_wire.v1 import (
+    attention_pb2,
+    attention_pb2_grpc,
+    autoscaler_pb2,
+    autoscaler_pb2_grpc,
+    moe_pb2,
+    moe_pb2_grpc,
+)
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
@@ -34,12 +41,12 @@ class WorkerMetrics:
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def render(self, leases: Sequence[Lease]) -> bytes:
-        """Prometheus' text format of all attention and MoE workers among ``leases``."""
+        """Prometheus' text format of all attention and MoE workers, and the autoscaler, among ``leases``."""
         return generate_latest(_Scrape(families(await self.ask(leases))))  # type: ignore[arg-type]
 
     async def ask(self, leases: Sequence[Lease]) -> list[Answer]:
-        """What each attention and MoE worker among ``leases`` counts, in at most TIMEOUT_S."""
-        asked = [lease for lease in leases if lease.role in (Role.ATTENTION, Role.MOE)]
+        """What each attention and MoE worker, and the autoscaler, among ``leases`` counts, in at most TIMEOUT_S."""
+        asked = [lease for lease in leases if lease.role in (Role.ATTENTION, Role.MOE, Role.AUTOSCALER)]
         await self._forget({lease.grpc_address for lease in asked})
         answers = await asyncio.gather(*(self._ask(lease) for lease in asked))
         return list(zip(asked, answers, strict=True))
@@ -53,6 +60,11 @@ class WorkerMetrics:
                 attention = attention_pb2_grpc.AttentionServiceStub(channel)
                 return await attention.GetStats(
                     attention_pb2.AttentionServiceGetStatsRequest(), timeout=TIMEOUT_S
+                )
+            if lease.role is Role.AUTOSCALER:
+                autoscaler = autoscaler_pb2_grpc.AutoscalerServiceStub(channel)
+                return await autoscaler.GetStats(
+                    autoscaler_pb2.AutoscalerServiceGetStatsRequest(), timeout=TIMEOUT_S
                 )
             moe = moe_pb2_grpc.ExpertServiceStub(channel)
             return await moe.GetStats(moe_pb2.ExpertServiceGetStatsRequest(), timeout=TIMEOUT_S)
@@ -85,7 +97,7 @@ def families(answers: Sequence[Answer]) -> Iterator[Family]:
     for lease, stats in answers:
         family.add_metric([lease.worker_id, str(lease.role)], float(stats is not None))
     yield family
-    for role, metrics in ((Role.ATTENTION, ATTENTION), (Role.MOE, MOE)):
+    for role, metrics in ((Role.ATTENTION, ATTENTION), (Role.MOE, MOE), (Role.AUTOSCALER, AUTOSCALER)):
         there = [
             (lease.worker_id, stats) for lease, stats in answers if lease.role is role and stats is not None
         ]

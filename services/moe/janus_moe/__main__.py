@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from janus_runtime.service import run_service
+from janus_runtime.service import STOP_DEADLINE_S, run_service
 from janus_runtime.settings import build, click_options
 
 from janus_moe.config import MoeSettings
@@ -22,7 +22,7 @@ def main(**flags: Any) -> None:
         # The host needs a running loop.
         await MoeHost(settings).run()
 
-    run_service(serve)
+    run_service(serve, stop_deadline_s=STOP_DEADLINE_S + settings.drain_s)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class HostedLayout:
 class MoeCompute:
     """Router, schedule and experts of one MoE worker."""
 
-    def __init__(self, model: ExpertModel, counters: PassCounters) -> None:
+    def __init__(self, model: ExpertModel, counters: PassCounters, *, expert_s: float = 0.0) -> None:
+        """``expert_s``: least seconds of a pass per distinct activated expert, waited out: an emulated device."""
+        self._expert_s = expert_s
         self._model = model
         self._counters = counters
         self._hosted: HostedLayout | None = None
@@ -110,6 +112,8 @@ class MoeCompute:
         stats = expert_ffn(
             x_TD, ids_TK, weights_TK, mine_TK, hosted.experts[layer], out_TD, self._model.activation
         )
+        if (left := self._expert_s * stats.calls - (time.perf_counter() - scheduled)) > 0:
+            time.sleep(left)
         counters.schedule_seconds += scheduled - started
         counters.moe_seconds += time.perf_counter() - started
         counters.layer_passes += 1

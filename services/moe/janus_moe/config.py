@@ -14,3 +14,6 @@ class MoeSettings(WorkerSettings):
 
     slots: int = setting(0, minimum=0, maximum=1024)
     """Expert slots per layer; 0: as many as the model has experts."""
+    emulated_expert_us: float = setting(0.0, minimum=0, maximum=1e6)
+    """Least microseconds of a layer's pass per distinct activated expert, waited out: as if its weights were read from
+    slower memory. For demonstrations of scaling on a machine whose cores all workers share; 0: none."""

@@ -42,6 +42,8 @@ class EngineOptions:
     """Most tokens one attention worker sends per step; the same in the whole mesh."""
     stall_s: float = 5.0
     """Say whom a step waits for after this many seconds, and again each time they have passed."""
+    emulated_expert_us: float = 0.0
+    """Least microseconds of a pass per distinct activated expert; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class MoeEngine(CohortEngine):
         self._decodes = 0
         """Flag.DECODES when a stream decodes in the latest pass."""
         self.counters = PassCounters()
-        self._compute = MoeCompute(model, self.counters)
+        self._compute = MoeCompute(model, self.counters, expert_s=1e-6 * options.emulated_expert_us)
         self._prober: int | None = None
         """The coordinator, where it is another worker of this node."""
         self._relay = MoeRelay(

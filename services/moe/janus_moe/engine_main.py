@@ -33,7 +33,11 @@ def build(options: dict[str, Any], link: ControlLink) -> MoeEngine:
     model = ExpertModel(config, Checkpoint(options["model"]), dtype, device, quantize=quantize)
     say(f"transport {options['transport']}")
     transport = create_transport(options["transport"], member=options["member"])
-    engine_options = EngineOptions(max_batch_tokens=options["max_batch_tokens"], stall_s=options["stall_s"])
+    engine_options = EngineOptions(
+        max_batch_tokens=options["max_batch_tokens"],
+        stall_s=options["stall_s"],
+        emulated_expert_us=options["emulated_expert_us"],
+    )
     return MoeEngine(model, transport, link, member=options["member"], options=engine_options)
 
 

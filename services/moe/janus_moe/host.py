@@ -31,7 +31,7 @@ class MoeHost(WorkerHost[MoeSettings]):
         return settings.cohort_key(fingerprint(settings.checked_model(), settings.dtype))
 
     def engine_options(self) -> dict[str, Any]:
-        return dict(self.settings.worker_options())
+        return {**self.settings.worker_options(), "emulated_expert_us": self.settings.emulated_expert_us}
 
     def add_services(self, server: GrpcServer) -> None:
         server.add(
@@ -45,6 +45,10 @@ class MoeHost(WorkerHost[MoeSettings]):
             "moe_layers": self.hello["moe_layers"],
             "num_experts": experts,
         }
+
+    async def leave(self) -> None:
+        await self.drain()
+        await self._left_cohort()
 
     async def on_message(self, message: Message) -> None:
         if message.body.get("t") != "routing":

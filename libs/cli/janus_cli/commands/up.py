@@ -101,6 +101,20 @@ _PORT = click.IntRange(0, 65535)
     default=0,
     help="Most tokens per worker and step.  [default: 512]",
 )
+@click.option(
+    "--autoscale",
+    type=click.Choice(["off", "advise", "act"]),
+    default="advise",
+    show_default=True,
+    help="Whether the autoscaler plans pool sizes, and whether it changes them.",
+)
+@click.option(
+    "--tpot-ms",
+    type=Number(0, 600_000, min_open=True),
+    default=200.0,
+    show_default=True,
+    help="Its objective until one is set: 95th percentile of time per output token.",
+)
 @click.option("--namespace", default="janus", show_default=True, help="Prefix of the keys in Redis.")
 @click.option(
     "--redis-url", envvar="REDIS_URL", show_envvar=True, help="A running Redis.  [default: a private one]"

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejanus_wire/v1/autoscaler.proto\x12\x08janus.v1\"l\n\tObjective\x12\x0f\n\x07tpot_ms\x18\x01 \x01(\x01\x12\x15\n\rmin_attention\x18\x02 \x01(\r\x12\x15\n\rmax_attention\x18\x03 \x01(\r\x12\x0f\n\x07min_moe\x18\x04 \x01(\r\x12\x0f\n\x07max_moe\x18\x05 \x01(\r\"\x9c\x02\n\x0bObservation\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x1b\n\x13requests_per_second\x18\x02 \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x03 \x01(\x01\x12 \n\x18output_tokens_per_second\x18\x04 \x01(\x01\x12\x0f\n\x07running\x18\x05 \x01(\r\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x14\n\x0cstep_ms_mean\x18\x07 \x01(\x01\x12\x19\n\x11\x61ttention_ms_mean\x18\x08 \x01(\x01\x12\x18\n\x10\x65xchange_ms_mean\x18\t \x01(\x01\x12\x13\n\x0bmoe_ms_mean\x18\n \x01(\x01\x12\x12\n\na_max_mean\x18\x0b \x01(\x01\"\x10\n\x0eGetPlanRequest\"\x85\x02\n\x0fGetPlanResponse\x12&\n\tobjective\x18\x01 \x01(\x0b\x32\x13.janus.v1.Objective\x12*\n\x0bobservation\x18\x02 \x01(\x0b\x32\x15.janus.v1.Observation\x12\x19\n\x11\x63urrent_attention\x18\x03 \x01(\r\x12\x13\n\x0b\x63urrent_moe\x18\x04 \x01(\r\x12\x1e\n\x11planned_attention\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bplanned_moe\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06status\x18\x07 \x01(\tB\x14\n\x12_planned_attentionB\x0e\n\x0c_planned_moe\"\x10\n\x0e\x45xplainRequest\"h\n\tCandidate\x12\x11\n\tattention\x18\x01 \x01(\r\x12\x0b\n\x03moe\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65\x61sible\x18\x03 \x01(\x08\x12\x19\n\x11predicted_tpot_ms\x18\x04 \x01(\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\"J\n\x0f\x45xplainResponse\x12\'\n\ncandidates\x18\x01 \x03(\x0b\x32\x13.janus.v1.Candidate\x12\x0e\n\x06status\x18\x02 \x01(\t\"=\n\x13SetObjectiveRequest\x12&\n\tobjective\x18\x01 \x01(\x0b\x32\x13.janus.v1.Objective\">\n\x14SetObjectiveResponse\x12&\n\tobjective\x18\x01 \x01(\x0b\x32\x13.janus.v1.Objective2\xe2\x01\n\x11\x41utoscalerService\x12>\n\x07GetPlan\x12\x18.janus.v1.GetPlanRequest\x1a\x19.janus.v1.GetPlanResponse\x12>\n\x07\x45xplain\x12\x18.janus.v1.ExplainRequest\x1a\x19.janus.v1.ExplainResponse\x12M\n\x0cSetObjective\x12\x1d.janus.v1.SetObjectiveRequest\x1a\x1e.janus.v1.SetObjectiveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ejanus_wire/v1/autoscaler.proto\x12\x08janus.v1\"}\n\tObjective\x12\x0f\n\x07tpot_ms\x18\x01 \x01(\x01\x12\x15\n\rmin_attention\x18\x02 \x01(\r\x12\x15\n\rmax_attention\x18\x03 \x01(\r\x12\x0f\n\x07min_moe\x18\x04 \x01(\r\x12\x0f\n\x07max_moe\x18\x05 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\"\xf8\x02\n\x0bObservation\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x01\x12\x1b\n\x13requests_per_second\x18\x02 \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x03 \x01(\x01\x12 \n\x18output_tokens_per_second\x18\x04 \x01(\x01\x12\x0f\n\x07running\x18\x05 \x01(\r\x12\x0f\n\x07waiting\x18\x06 \x01(\r\x12\x14\n\x0cstep_ms_mean\x18\x07 \x01(\x01\x12\x19\n\x11\x61ttention_ms_mean\x18\x08 \x01(\x01\x12\x18\n\x10\x65xchange_ms_mean\x18\t \x01(\x01\x12\x13\n\x0bmoe_ms_mean\x18\n \x01(\x01\x12\x12\n\na_max_mean\x18\x0b \x01(\x01\x12\x13\n\x0btpot_ms_p95\x18\x0c \x01(\x01\x12!\n\x19output_tokens_per_request\x18\r \x01(\x01\x12\"\n\x1arecent_requests_per_second\x18\x0e \x01(\x01\"\x85\x01\n\x06\x44\x65mand\x12\x19\n\x11tokens_per_second\x18\x01 \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x02 \x01(\x01\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\x01\x12\x15\n\rprompt_length\x18\x04 \x01(\x01\x12\x16\n\x0e\x62\x61\x63klog_tokens\x18\x05 \x01(\x01\"G\n\x0b\x43oefficient\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0b\n\x03std\x18\x03 \x01(\x01\x12\x0e\n\x06source\x18\x04 \x01(\t\"\x10\n\x0eGetPlanRequest\"\xbc\x03\n\x0fGetPlanResponse\x12&\n\tobjective\x18\x01 \x01(\x0b\x32\x13.janus.v1.Objective\x12*\n\x0bobservation\x18\x02 \x01(\x0b\x32\x15.janus.v1.Observation\x12\x19\n\x11\x63urrent_attention\x18\x03 \x01(\r\x12\x13\n\x0b\x63urrent_moe\x18\x04 \x01(\r\x12\x1e\n\x11planned_attention\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bplanned_moe\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x0c\n\x04mode\x18\x08 \x01(\t\x12\x18\n\x10target_attention\x18\t \x01(\r\x12\x12\n\ntarget_moe\x18\n \x01(\r\x12 \n\x06\x64\x65mand\x18\x0b \x01(\x0b\x32\x10.janus.v1.Demand\x12+\n\x0c\x63oefficients\x18\x0c \x03(\x0b\x32\x15.janus.v1.Coefficient\x12\x13\n\x0bmodel_error\x18\r \x01(\x01\x12\x15\n\robjective_met\x18\x0e \x01(\x08\x42\x14\n\x12_planned_attentionB\x0e\n\x0c_planned_moe\"\x1f\n\x0e\x45xplainRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\xfa\x01\n\tCandidate\x12\x11\n\tattention\x18\x01 \x01(\r\x12\x0b\n\x03moe\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65\x61sible\x18\x03 \x01(\x08\x12\x19\n\x11predicted_tpot_ms\x18\x04 \x01(\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x19\n\x11predicted_ttft_ms\x18\x06 \x01(\x01\x12\x0c\n\x04\x63ost\x18\x07 \x01(\x01\x12\r\n\x05\x62\x61tch\x18\x08 \x01(\x01\x12\r\n\x05\x61_max\x18\t \x01(\x01\x12\x14\n\x0c\x61ttention_ms\x18\n \x01(\x01\x12\x0e\n\x06moe_ms\x18\x0b \x01(\x01\x12\x13\n\x0b\x65xchange_ms\x18\x0c \x01(\x01\x12\x0e\n\x06\x63hosen\x18\r \x01(\x08\"J\n\x0f\x45xplainResponse\x12\'\n\ncandidates\x18\x01 \x03(\x0b\x32\x13.janus.v1.Candidate\x12\x0e\n\x06status\x18\x02 \x01(\t\"=\n\x13SetObjectiveRequest\x12&\n\tobjective\x18\x01 \x01(\x0b\x32\x13.janus.v1.Objective\">\n\x14SetObjectiveResponse\x12&\n\tobjective\x18\x01 \x01(\x0b\x32\x13.janus.v1.Objective\"\"\n AutoscalerServiceGetStatsRequest\"\x90\x03\n!AutoscalerServiceGetStatsResponse\x12\x11\n\tattention\x18\x01 \x01(\r\x12\x0b\n\x03moe\x18\x02 \x01(\r\x12\x19\n\x11planned_attention\x18\x03 \x01(\r\x12\x13\n\x0bplanned_moe\x18\x04 \x01(\r\x12\x18\n\x10target_attention\x18\x05 \x01(\r\x12\x12\n\ntarget_moe\x18\x06 \x01(\r\x12 \n\x18\x64\x65mand_tokens_per_second\x18\x07 \x01(\x01\x12\x1e\n\x16predicted_tpot_seconds\x18\x08 \x01(\x01\x12\x1d\n\x15measured_tpot_seconds\x18\t \x01(\x01\x12\x19\n\x11model_error_ratio\x18\n \x01(\x01\x12\x1e\n\x16objective_tpot_seconds\x18\x0b \x01(\x01\x12\x15\n\robjective_met\x18\x0c \x01(\x08\x12\x11\n\tdecisions\x18\r \x01(\x04\x12\x0f\n\x07\x61\x63tions\x18\x0e \x01(\x04\x12\x16\n\x0e\x66\x61iled_actions\x18\x0f \x01(\x04\x32\xc7\x02\n\x11\x41utoscalerService\x12>\n\x07GetPlan\x12\x18.janus.v1.GetPlanRequest\x1a\x19.janus.v1.GetPlanResponse\x12>\n\x07\x45xplain\x12\x18.janus.v1.ExplainRequest\x1a\x19.janus.v1.ExplainResponse\x12M\n\x0cSetObjective\x12\x1d.janus.v1.SetObjectiveRequest\x1a\x1e.janus.v1.SetObjectiveResponse\x12\x63\n\x08GetStats\x12*.janus.v1.AutoscalerServiceGetStatsRequest\x1a+.janus.v1.AutoscalerServiceGetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus_wire.v1.autoscaler_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OBJECTIVE']._serialized_start=44
-  _globals['_OBJECTIVE']._serialized_end=152
-  _globals['_OBSERVATION']._serialized_start=155
-  _globals['_OBSERVATION']._serialized_end=439
-  _globals['_GETPLANREQUEST']._serialized_start=441
-  _globals['_GETPLANREQUEST']._serialized_end=457
-  _globals['_GETPLANRESPONSE']._serialized_start=460
-  _globals['_GETPLANRESPONSE']._serialized_end=721
-  _globals['_EXPLAINREQUEST']._serialized_start=723
-  _globals['_EXPLAINREQUEST']._serialized_end=739
-  _globals['_CANDIDATE']._serialized_start=741
-  _globals['_CANDIDATE']._serialized_end=845
-  _globals['_EXPLAINRESPONSE']._serialized_start=847
-  _globals['_EXPLAINRESPONSE']._serialized_end=921
-  _globals['_SETOBJECTIVEREQUEST']._serialized_start=923
-  _globals['_SETOBJECTIVEREQUEST']._serialized_end=984
-  _globals['_SETOBJECTIVERESPONSE']._serialized_start=986
-  _globals['_SETOBJECTIVERESPONSE']._serialized_end=1048
-  _globals['_AUTOSCALERSERVICE']._serialized_start=1051
-  _globals['_AUTOSCALERSERVICE']._serialized_end=1277
+  _globals['_OBJECTIVE']._serialized_end=169
+  _globals['_OBSERVATION']._serialized_start=172
+  _globals['_OBSERVATION']._serialized_end=548
+  _globals['_DEMAND']._serialized_start=551
+  _globals['_DEMAND']._serialized_end=684
+  _globals['_COEFFICIENT']._serialized_start=686
+  _globals['_COEFFICIENT']._serialized_end=757
+  _globals['_GETPLANREQUEST']._serialized_start=759
+  _globals['_GETPLANREQUEST']._serialized_end=775
+  _globals['_GETPLANRESPONSE']._serialized_start=778
+  _globals['_GETPLANRESPONSE']._serialized_end=1222
+  _globals['_EXPLAINREQUEST']._serialized_start=1224
+  _globals['_EXPLAINREQUEST']._serialized_end=1255
+  _globals['_CANDIDATE']._serialized_start=1258
+  _globals['_CANDIDATE']._serialized_end=1508
+  _globals['_EXPLAINRESPONSE']._serialized_start=1510
+  _globals['_EXPLAINRESPONSE']._serialized_end=1584
+  _globals['_SETOBJECTIVEREQUEST']._serialized_start=1586
+  _globals['_SETOBJECTIVEREQUEST']._serialized_end=1647
+  _globals['_SETOBJECTIVERESPONSE']._serialized_start=1649
+  _globals['_SETOBJECTIVERESPONSE']._serialized_end=1711
+  _globals['_AUTOSCALERSERVICEGETSTATSREQUEST']._serialized_start=1713
+  _globals['_AUTOSCALERSERVICEGETSTATSREQUEST']._serialized_end=1747
+  _globals['_AUTOSCALERSERVICEGETSTATSRESPONSE']._serialized_start=1750
+  _globals['_AUTOSCALERSERVICEGETSTATSRESPONSE']._serialized_end=2150
+  _globals['_AUTOSCALERSERVICE']._serialized_start=2153
+  _globals['_AUTOSCALERSERVICE']._serialized_end=2480
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class AutoscalerServiceStub:
                 request_serializer=janus__wire_dot_v1_dot_autoscaler__pb2.SetObjectiveRequest.SerializeToString,
                 response_deserializer=janus__wire_dot_v1_dot_autoscaler__pb2.SetObjectiveResponse.FromString,
                 _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/janus.v1.AutoscalerService/GetStats',
+                request_serializer=janus__wire_dot_v1_dot_autoscaler__pb2.AutoscalerServiceGetStatsRequest.SerializeToString,
+                response_deserializer=janus__wire_dot_v1_dot_autoscaler__pb2.AutoscalerServiceGetStatsResponse.FromString,
+                _registered_method=True)
 
 
 class AutoscalerServiceServicer:
@@ -76,6 +81,13 @@ class AutoscalerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStats(self, request, context):
+        """Its counts and gauges, for metrics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AutoscalerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_AutoscalerServiceServicer_to_server(servicer, server):
                     servicer.SetObjective,
                     request_deserializer=janus__wire_dot_v1_dot_autoscaler__pb2.SetObjectiveRequest.FromString,
                     response_serializer=janus__wire_dot_v1_dot_autoscaler__pb2.SetObjectiveResponse.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=janus__wire_dot_v1_dot_autoscaler__pb2.AutoscalerServiceGetStatsRequest.FromString,
+                    response_serializer=janus__wire_dot_v1_dot_autoscaler__pb2.AutoscalerServiceGetStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class AutoscalerService:
             '/janus.v1.AutoscalerService/SetObjective',
             janus__wire_dot_v1_dot_autoscaler__pb2.SetObjectiveRequest.SerializeToString,
             janus__wire_dot_v1_dot_autoscaler__pb2.SetObjectiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.AutoscalerService/GetStats',
+            janus__wire_dot_v1_dot_autoscaler__pb2.AutoscalerServiceGetStatsRequest.SerializeToString,
+            janus__wire_dot_v1_dot_autoscaler__pb2.AutoscalerServiceGetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
