@@ -65,6 +65,8 @@ class Prices:
     """Steps that the layer runs."""
     load_seconds: float
     """Seconds of the mesh's time that loading one replica costs."""
+    switch_seconds: float = 0.0
+    """And switching to another layout, whatever it changes: once for all layers."""
     horizon_s: float = 300.0
     """Seconds over which a change must have paid for itself."""
     doubt: float = 3.0

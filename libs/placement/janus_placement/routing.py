@@ -35,6 +35,11 @@ class LayerRouting:
         self.counts: Float = seen if counts is None else counts
         self._scale = float(self.counts.sum() / max(1.0, seen.sum()))
 
+    def halves(self) -> tuple[LayerRouting, LayerRouting]:
+        """Every other sample, and the rest: what is made from the one can be judged on the other. Same counts."""
+        first, second = (LayerRouting(self.samples[i::2], self.num_experts, self.counts) for i in (0, 1))
+        return first, second
+
     @cached_property
     def coactivation(self) -> Float:
         """a(e, e'), float64 [E, E], symmetric, zero diagonal: tokens that activated both, from the samples, scaled

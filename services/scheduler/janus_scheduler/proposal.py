@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,13 +78,15 @@ def propose(
     seed: int = 0,
     seconds: float = _SECONDS,
 ) -> Proposal:
-    """Search each layer from what is loaded, and keep what pays on batches that it was not searched on.
+    """Search each layer from what is loaded on half of its samples, and keep what pays on the other half.
+
+    When all that the layers save together does not repay the switch, all stay.
 
     Baselines' policies are not replayed: for them the search is for ``aebs``.
     """
     replayed = policy if policy in ("optimal", "aebs") else "aebs"
     until = time.monotonic() + seconds
-    placement, verdicts = list(current), []
+    placement, verdicts, saved = list(current), [], 0.0
     for layer in window.layers:
         routing = window.routing(layer)
         if layer >= len(current) or routing is None or len(routing.samples) < MIN_SAMPLES:
@@ -93,12 +96,13 @@ def propose(
             break  # the rest has its turn at the next look
         batch = [max(1, round(window.mean_batch(layer)))]
         budget = Budget(evaluations=150, patience=60, seconds=left)
+        known, unseen = routing.halves()
         found = place(
-            pool, routing, routing.draw(batch, 256, seed + 2 * layer), policy=replayed, budget=budget,
+            pool, known, known.draw(batch, 256, seed + 2 * layer), policy=replayed, budget=budget,
             current=current[layer], price=_PRICE, incremental=True, seed=seed,
         )  # fmt: skip
         change = plan_change(current[layer], found.placement, pool)
-        fresh = routing.draw(batch, 256, seed + 2 * layer + 1)
+        fresh = unseen.draw(batch, 256, seed + 2 * layer + 1)
         verdict = judge(current[layer], change, fresh, prices, replayed)
         before = _mean(current[layer], fresh, replayed)
         verdicts.append(
@@ -109,6 +113,10 @@ def propose(
         )  # fmt: skip
         if verdict.go:
             placement[layer] = change.target
+            saved += verdict.saving_s - verdict.cost_s
+    if saved <= prices.switch_seconds and any(v.go for v in verdicts):
+        text = f"all layers save {saved:.2f} s together; the switch costs {prices.switch_seconds:.2f} s"
+        return Proposal(placement=tuple(current), layers=tuple(_stays(v, text) for v in verdicts))
     return Proposal(placement=tuple(placement), layers=tuple(verdicts))
 
 
@@ -150,6 +158,12 @@ def demanded(
             )
         )  # fmt: skip
     return Proposal(placement=tuple(target), layers=tuple(verdicts))
+
+
+def _stays(verdict: LayerVerdict, reason: str) -> LayerVerdict:
+    if not verdict.go:
+        return verdict
+    return dataclasses.replace(verdict, go=False, a_max_after=verdict.a_max_before, reason=reason)
 
 
 def _mean(placement: Placement, sets: ActiveSets, policy: str) -> float:

@@ -37,6 +37,8 @@ log = logging.getLogger("janus.scheduler")
 LOAD_DEADLINE_S = 120.0
 STATS_WINDOW_S = 60.0
 _UNLOAD_S = 10.0
+_SWITCH_S = 0.1
+"""Seconds of the mesh's time that a switch is thought to cost; measured: less (benchmarks/results/relayout.md)."""
 _GONE = "an MoE worker is gone; the next epoch brings a layout for those that are left"
 _FIRST_LOAD_S = 0.02
 """Seconds that loading a replica is thought to take before one was measured."""
@@ -265,7 +267,7 @@ class Rebalancer:
                 steps = max(steps, ends.rate("steps") / seconds)
         return Prices(
             seconds_per_expert=per_expert, steps_per_second=steps, load_seconds=self._known.load_s,
-            horizon_s=self._horizon_s,
+            switch_seconds=_SWITCH_S, horizon_s=self._horizon_s,
         )  # fmt: skip
 
     # Moving -----------------------------------------------------------------------------------
