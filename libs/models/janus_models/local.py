@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from janus_kernels.ops import expert_ffn
+from janus_kernels.ops import ExpertSet, expert_ffn
 
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
@@ -51,7 +51,7 @@ class LocalModel:
             self.config, checkpoint, dtype if quantize else expert_dtype or dtype, device, quantize
         )
         self._loaded = [
-            {e: self.experts.load(layer, e) for e in range(self.config.moe.num_experts)}
+            ExpertSet({e: self.experts.load(layer, e) for e in range(self.config.moe.num_experts)})
             for layer in range(self.experts.num_layers)
         ]
         self._kv: KvCache = self.attention.new_kv_cache(kv_blocks, block_size)
