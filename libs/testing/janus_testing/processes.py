@@ -65,7 +65,7 @@ class ProcessMesh(InProcessMesh):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         options |= {
             "model": str(self.model_dir), "dtype": self._dtype, "transport": "ucx", "threads": self._threads,
-            "member": member, "log_level": "warning",
+            "member": member, "log_level": "warning", "device": "cpu", "attention_dtype": "same",
         }  # fmt: skip
         command = [
             sys.executable, "-m", f"janus_{role}.engine_main", "--fd", str(theirs.fileno()),
