@@ -74,6 +74,8 @@ class Chaos:
 
         def act(process: psutil.Process) -> None:
             family = [process, *process.children(recursive=True)]
+            engines = [s.engine_pid for s in self.mesh.services if s.pid == process.pid and s.engine_pid]
+            family += [psutil.Process(e) for e in engines if psutil.pid_exists(e)]
             for each in family:
                 each.send_signal(signal.SIGSTOP)
             threading.Timer(pause, lambda: [_continue(each) for each in family]).start()
@@ -142,7 +144,7 @@ def leaked_keys(mesh: LocalMesh) -> list[str]:
 @pytest.mark.parametrize("gateway", [False, True], ids=["workers", "gateway-too"])
 def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
     with LocalMesh(
-        tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=8192,
+        tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=16384,
         env={"JANUS_GATEWAY_RETRY_S": "240"},
     ) as mesh:  # fmt: skip
         load = Load(

@@ -134,10 +134,10 @@ def test_a_service_that_dies_at_start_up_shows_its_last_lines(start: Callable[..
 
 
 def test_a_start_that_takes_too_long_says_what_it_waits_for(start: Callable[..., Mesh]) -> None:
-    mesh = start(behaviours={"attention-0": "stuck"}, deadline=3.0)
+    mesh = start(behaviours={"attention-0": "stuck"}, deadline=8.0)
     code, _, err = mesh.end()
     assert code == 1
-    assert "not ready after 3 s" in err
+    assert "not ready after 8 s" in err
     assert re.search(r"still waiting: .*attention-0: checkpoint /nowhere", err)
     assert "moe-0: the first cohort" in err
     assert_nothing_left(mesh, [])
@@ -166,7 +166,7 @@ def test_a_dead_worker_is_started_again_without_its_engine(start: Callable[..., 
     mesh.process.send_signal(signal.SIGINT)
     code, _, err = mesh.end()
     assert code == 0
-    assert "moe-1 was ended by SIGKILL; starting it again in 0.5 s" in err
+    assert "moe-1 was ended by SIGKILL; starting it again in 0.1 s" in err
     assert "moe-1 is ready again" in err
     assert_nothing_left(mesh, family)
 

@@ -25,6 +25,7 @@ from janus_runtime.redis_server import RedisServer
 
 from janus_cli.child import Child, read_lines, wait_for_end
 from janus_cli.control import ControlServer
+from janus_cli.engines import EngineServer
 from janus_cli.readiness import Waiting, last_startup_line, still_waiting
 from janus_cli.resizer import Resizer
 from janus_cli.rundir import RunDir
@@ -34,10 +35,13 @@ from janus_cli.view import MeshView, connect, look, service_rows, worker_index
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 _LOOK_EVERY_S = 0.2
-_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_STEADY_S = 60.0
+_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_S = 5.0
+"""A service that was ready for so long was not broken: when it dies, it starts again at once."""
+_REDIS_PAUSE_S = 0.5
 _SOCKET_PATH_MAX = 90
 _BURY_S = 1.0
+_WITH_ENGINE = (Role.ATTENTION, Role.MOE)
 
 ServiceList = Callable[[MeshSpec, str, Path], list[ServiceSpec]]
 
@@ -80,9 +84,11 @@ class Supervisor:
         self._redis: RedisServer | None = None
         self._redis_folder: Path | None = None
         self._coordination: Coordination | None = None
+        self._engines: EngineServer | None = None
         self._children: dict[str, Child] = {}
         self._specs: dict[str, ServiceSpec] = {}
         self._failures: dict[str, int] = {}
+        self._ready_at: dict[str, float] = {}
         self._stack = contextlib.AsyncExitStack()
         self._owns_run_dir = False
         self._known: dict[str, Lease] = {}
@@ -131,10 +137,14 @@ class Supervisor:
         )
         for spec in self._make_services(self.spec, self.redis_url, self.run_dir.traces):
             self._specs[spec.worker_id] = spec
+            if self._engines is None and spec.role in _WITH_ENGINE:
+                self._engines = EngineServer(self.run_dir.logs / "engines.log", spec.env)
+                self._engines.start()
             self._spawn(spec)
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as http:
             await self._until_whole(http, deadline)
         self._keep_ports()
+        self._ready_at = dict.fromkeys(self._children, time.monotonic())
         self._write_mesh("ready")
 
     async def _until_whole(self, http: httpx.AsyncClient, deadline: float) -> None:
@@ -190,8 +200,11 @@ class Supervisor:
 
     def _spawn(self, spec: ServiceSpec) -> None:
         log = self.run_dir.logs / f"{spec.worker_id}.log"
+        env = dict(spec.env)
+        if self._engines is not None and spec.role in _WITH_ENGINE:
+            env |= self._engines.environment
         try:
-            self._children[spec.worker_id] = Child(spec.worker_id, spec.command, spec.env, log)
+            self._children[spec.worker_id] = Child(spec.worker_id, spec.command, env, log)
         except OSError as error:
             raise FailedPrecondition(f"cannot start {spec.worker_id}: {error}") from error
 
@@ -223,9 +236,11 @@ class Supervisor:
                 self._write_mesh("ready")
                 for name in self._specs:
                     self._watch(name)
-                redis = self._tasks.create_task(self._keep_redis()) if self._redis is not None else None
+                others = [self._tasks.create_task(self._keep_redis())] if self._redis is not None else []
+                if self._engines is not None:
+                    others.append(self._tasks.create_task(self._engines.keep()))
                 await until.wait()
-                for watcher in (*self._watchers.values(), *([redis] if redis else [])):
+                for watcher in (*self._watchers.values(), *others):
                     watcher.cancel()
         except* JanusError as group:
             raise group.exceptions[0] from None
@@ -249,7 +264,7 @@ class Supervisor:
             if not self._restart:
                 lines = "\n".join(f"  {line}" for line in child.tail(20) or ["(none)"])
                 raise FailedPrecondition(f"{ending}; its last lines:\n{lines}", reason="SERVICE_DIED")
-            if time.monotonic() - child.started > _STEADY_S:
+            if time.monotonic() - self._ready_at.pop(name, float("inf")) > _STEADY_S:
                 self._failures[name] = 0
             failures = self._failures.get(name, 0)
             pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
@@ -281,6 +296,7 @@ class Supervisor:
                 await self.look()
                 lease = self.view.get(name)
                 if lease is not None and lease.pid == child.pid and lease.state == "ready":
+                    self._ready_at[name] = time.monotonic()
                     self._reporter.say(f"{name} is ready again (pid {child.pid})")
                     self._write_mesh("ready")
                     return
@@ -292,7 +308,7 @@ class Supervisor:
             await wait_for_end(self._redis.pid, self._redis.alive)
             self._reporter.say("Redis ended; starting it again (streams go on meanwhile)")
             self._redis.stop()
-            await asyncio.sleep(_BACKOFF_S[0])
+            await asyncio.sleep(_REDIS_PAUSE_S)
             self._start_redis()
 
     def describe(self) -> dict[str, Any]:
@@ -333,7 +349,7 @@ class Supervisor:
         return [
             name
             for name, spec in self._specs.items()
-            if spec.role in (Role.ATTENTION, Role.MOE) and name not in self._leaving
+            if spec.role in _WITH_ENGINE and name not in self._leaving
         ]
 
     def pid(self, worker_id: str) -> int | None:
@@ -357,7 +373,7 @@ class Supervisor:
         await self._children[worker_id].stop(STOP_DEADLINE_S)
         if (watcher := self._watchers.pop(worker_id, None)) is not None:
             watcher.cancel()
-        for table in (self._children, self._specs, self._failures, self._known):
+        for table in (self._children, self._specs, self._failures, self._ready_at, self._known):
             table.pop(worker_id, None)
         self._leaving.discard(worker_id)
         self.changed()
@@ -400,6 +416,9 @@ class Supervisor:
             for child in self._children.values():
                 child.kill_group()
             self._children.clear()
+            if self._engines is not None:
+                await self._engines.stop()
+                self._engines = None
             if self._coordination is not None:
                 await self._coordination.close()
                 self._coordination = None

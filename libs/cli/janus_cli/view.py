@@ -53,6 +53,7 @@ def service_rows(view: MeshView) -> list[dict[str, Any]]:
             "index": worker_index(lease.worker_id),
             "worker_id": lease.worker_id,
             "pid": lease.pid,
+            "engine_pid": lease.engine_pid,
             "address": lease.grpc_address,
             "http": lease.http_address,
             "state": lease.state.value,

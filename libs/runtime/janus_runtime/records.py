@@ -145,13 +145,15 @@ class Lease(_Json):
     """Attention workers: sequences queued."""
     version: str = ""
     """Version of Janus."""
+    engine_pid: int = 0
+    """Attention and MoE workers: process id of the engine; 0 until it is ready."""
 
 
 Lease._TYPES = {  # type: ignore[attr-defined]
     "worker_id": _text, "member": _whole, "role": Role, "pid": _whole, "grpc_address": _text,
     "http_address": _text, "transport": _text, "transport_address": _text, "node": _text, "model": _text,
     "slots": _whole, "moe_layers": _whole, "num_experts": _whole, "state": WorkerState, "detail": _text,
-    "epoch": _whole, "running": _whole, "waiting": _whole, "version": _text,
+    "epoch": _whole, "running": _whole, "waiting": _whole, "version": _text, "engine_pid": _whole,
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ class Service:
     pid: int
     address: str
     """host:port of its gRPC service."""
+    engine_pid: int = 0
+    """Attention and MoE workers: the engine's process."""
 
     @property
     def worker_id(self) -> str:
@@ -172,7 +174,13 @@ class LocalMesh:
         """Every service, as it is now: a restarted one has a new pid and address."""
         mesh = json.loads((self.run_dir / "mesh.json").read_text())
         return [
-            Service(role=s["role"], index=s["index"], pid=s["pid"], address=s["address"])
+            Service(
+                role=s["role"],
+                index=s["index"],
+                pid=s["pid"],
+                address=s["address"],
+                engine_pid=s.get("engine_pid", 0),
+            )
             for s in mesh["services"]
         ]
 

@@ -157,12 +157,12 @@ class WorkerHost(abc.ABC, Generic[S]):
                 f"the engine was not ready after {self.ready_timeout_s:.0f} s; last: {self._startup.what}",
                 next_step="Look at the log above for what it was doing.",
             ) from None
-        assert self._keeper is not None
+        assert self._keeper is not None and self._engine is not None
         address = base64.b64encode(bytes.fromhex(self.hello["address"])).decode()
         await self._keeper.update(
             state=WorkerState.READY, detail="waiting for a cohort",
             transport=self.hello["transport"].partition(":")[0],  # channels may differ between hosts
-            transport_address=address, **self.lease_fields(),
+            transport_address=address, engine_pid=self._engine.pid, **self.lease_fields(),
         )  # fmt: skip
         server.set_serving(True)
         self._startup.ready(f"{self._keeper.lease.grpc_address}, {self.hello['transport']}")

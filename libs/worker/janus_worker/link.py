@@ -22,6 +22,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from janus_worker.forked import FORK_SERVER, ForkedProcess
+
 _LOG = logging.getLogger("janus.worker")
 _HEAD = struct.Struct("<II")
 _MAX_FRAME = 256 << 20
@@ -133,7 +135,12 @@ class ControlLink:
 
 
 def engine_link(fd: int, parent: int) -> ControlLink:
-    """The link of an engine process; from here on the process dies with its ``parent``, the control process."""
+    """The link of an engine process; from here on the process dies with its ``parent``, the control process.
+
+    ``parent`` 0: the fork server that started it sees to that.
+    """
+    if not parent:
+        return ControlLink(socket.socket(fileno=fd))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise ChildGone("the control process was gone before the engine started")
@@ -145,7 +152,7 @@ def engine_link(fd: int, parent: int) -> ControlLink:
 class EngineProcess:
     """The control process's end, in asyncio."""
 
-    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | ForkedProcess, sock: socket.socket) -> None:
         self._process = process
         self._sock = sock
         self._parser = FrameParser()
@@ -154,12 +161,23 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, module: str, arguments: Sequence[str]) -> EngineProcess:
-        """Run ``python -m module --fd N --parent PID arguments``; its stderr is ours."""
+        """Run ``python -m module --fd N --parent PID arguments``; its stderr is ours.
+
+        Where a fork server is named (:mod:`janus_worker.forkserver`) it is forked there, with the same result.
+        """
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         ours.setblocking(False)
+        process: asyncio.subprocess.Process | ForkedProcess
         with theirs:
+            if path := os.environ.get(FORK_SERVER):
+                try:
+                    return cls(await ForkedProcess.start(path, module, arguments, theirs.fileno()), ours)
+                except (OSError, ValueError, TimeoutError) as error:
+                    _LOG.warning(
+                        "no engine from the fork server at %s (%s); starting one by itself", path, error
+                    )
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module, "--fd", str(theirs.fileno()), "--parent", str(os.getpid()), *arguments,
                 pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
