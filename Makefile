@@ -79,6 +79,10 @@ test-slow: install ## run the tests that take minutes
 chaos: install ## kill, freeze, restart and scale a mesh under load (CHAOS_SECONDS=60 CHAOS_SEED=1); no token may change
 	@$(BIN)/python -m pytest -s tests/chaos/test_chaos.py $(PYTEST)
 
+.PHONY: test-netns
+test-netns: install ## workers on hosts of their own (network namespaces), and the network failing between them; root only
+	@$(BIN)/python -m pytest -s tests/netns $(PYTEST)
+
 .PHONY: test-gpu
 test-gpu: install ## run the kernels' tests on this machine's GPU (docs/gpu.md); without one they are skipped
 	@$(BIN)/python -m pytest -m gpu tests/kernels $(PYTEST)

@@ -30,8 +30,11 @@ class MeshSpec:
     """Port of the OpenAI-compatible API; 0 picks one."""
     grpc_port: int = 0
     """Port of the gateway's gRPC service; 0 picks one."""
+    gateways: int = 1
+    more_ports: tuple[tuple[int, int], ...] = ()
+    """HTTP and gRPC ports of the gateways after the first; those that are not named pick theirs."""
     host: str = "127.0.0.1"
-    """Address that the gateway binds."""
+    """Address that gateways bind."""
     gating: str = "moe"
     """``moe`` or ``attention``."""
     scheduling: str = "optimal"
@@ -141,6 +144,7 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
         ),
         env=known,
     )  # fmt: skip
+    ports = [(mesh.http_port, mesh.grpc_port), *mesh.more_ports, *[(0, 0)] * mesh.gateways]
     kv = ("--kv-tokens", mesh.kv_tokens) if mesh.kv_tokens else ()
     return [
         make(
@@ -149,9 +153,12 @@ def services(mesh: MeshSpec, redis_url: str, traces: Path, *, cores: int | None 
         ),
         *(worker(Role.MOE, i, "--slots", mesh.slots) for i in range(mesh.experts)),
         *(worker(Role.ATTENTION, i, *kv) for i in range(mesh.attention)),
-        make(
-            Role.GATEWAY, 0, "--model", mesh.model, "--http-port", mesh.http_port, "--grpc-port", mesh.grpc_port,
-            "--host", mesh.host,
+        *(
+            make(
+                Role.GATEWAY, i, "--model", mesh.model, "--http-port", http, "--grpc-port", grpc,
+                "--host", mesh.host,
+            )
+            for i, (http, grpc) in enumerate(ports[: mesh.gateways])
         ),
         autoscaler,
     ]  # fmt: skip

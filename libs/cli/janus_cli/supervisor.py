@@ -174,14 +174,15 @@ class Supervisor:
 
     def _keep_ports(self) -> None:
         """A gateway that is started again comes back where its clients look for it."""
-        gateway = self.view.gateway
-        if gateway is None or not gateway.http_address:
+        ports = [
+            (_port(lease.http_address), _port(lease.grpc_address))
+            for lease in self.view.of(Role.GATEWAY)
+            if lease.http_address
+        ]
+        if len(ports) != self.spec.gateways:
             return
-        self.spec = dataclasses.replace(
-            self.spec,
-            http_port=int(gateway.http_address.rpartition(":")[2]),
-            grpc_port=int(gateway.grpc_address.rpartition(":")[2]),
-        )
+        (http, grpc), *more = ports
+        self.spec = dataclasses.replace(self.spec, http_port=http, grpc_port=grpc, more_ports=tuple(more))
         self._specs.update(self._make())
 
     async def look(self) -> None:
@@ -318,6 +319,9 @@ class Supervisor:
         return {
             "http": gateway.http_address if gateway else "",
             "grpc": gateway.grpc_address if gateway else "",
+            "gateways": [
+                {"http": lease.http_address, "grpc": lease.grpc_address} for lease in known.of(Role.GATEWAY)
+            ],
             "redis": self.redis_url,
             "services": service_rows(known),
         }
@@ -433,6 +437,10 @@ class Supervisor:
                 self.run_dir.mesh_file.unlink(missing_ok=True)
                 self._owns_run_dir = False
             await self._stack.aclose()
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 async def _answers(http: httpx.AsyncClient, view: MeshView) -> bool:

@@ -147,6 +147,8 @@ class Lease(_Json):
     """Version of Janus."""
     engine_pid: int = 0
     """Attention and MoE workers: process id of the engine; 0 until it is ready."""
+    waiting_for: tuple[int, ...] = ()
+    """Members that its step has waited for longer than ``--stall-s``."""
 
 
 Lease._TYPES = {  # type: ignore[attr-defined]
@@ -154,6 +156,7 @@ Lease._TYPES = {  # type: ignore[attr-defined]
     "http_address": _text, "transport": _text, "transport_address": _text, "node": _text, "model": _text,
     "slots": _whole, "moe_layers": _whole, "num_experts": _whole, "state": WorkerState, "detail": _text,
     "epoch": _whole, "running": _whole, "waiting": _whole, "version": _text, "engine_pid": _whole,
+    "waiting_for": lambda value: tuple(_whole(v) for v in value),
 }  # fmt: skip
 
 

@@ -153,6 +153,11 @@ class LocalMesh:
         return str(self._mesh["grpc"])
 
     @property
+    def gateways(self) -> list[str]:
+        """host:port of each gateway's gRPC service; they keep them when they are started again."""
+        return [str(gateway["grpc"]) for gateway in self._mesh["gateways"]]
+
+    @property
     def redis_url(self) -> str:
         """The mesh's Redis."""
         return str(self._mesh["redis"])

@@ -59,6 +59,7 @@ class CohortEngine(abc.ABC):
         self._announced: Message | None = None
         self._finish_until = 0.0
         self._why = "the first one"
+        self._stall_told = False
         self._spans: list[dict[str, Any]] = []
         self._reported = 0.0
 
@@ -159,7 +160,6 @@ class CohortEngine(abc.ABC):
         Raises Interrupted, Stop, NewerEpoch, PeerLost.
         """
         started = time.monotonic()
-        stalled = False
         while True:
             deadline = time.monotonic() + (_FOREVER_S if quiet else self._stall_s)
             if self._announced is not None:
@@ -168,7 +168,8 @@ class CohortEngine(abc.ABC):
                 if self.exchange.wait(
                     ready, deadline=deadline, waiting_for=waiting_for, wake_fds=self.wake_fds
                 ):
-                    if stalled:
+                    if self._stall_told:
+                        self._stall_told = False
                         self._link.send({"t": "resumed"})
                     return True
                 self.intake()
@@ -177,7 +178,6 @@ class CohortEngine(abc.ABC):
                 if self._announced is not None:  # whom the step waits for may have taken it up already
                     raise Interrupted from None
                 if not quiet:
-                    stalled = True
                     self._stalled(time.monotonic() - started, waiting_for())
 
     def await_(self, ready: Callable[[], bool], waiting_for: Callable[[], Iterable[int]]) -> None:
@@ -200,10 +200,12 @@ class CohortEngine(abc.ABC):
         return frames
 
     def _stalled(self, seconds: float, members: Iterable[int]) -> None:
-        names = ", ".join(self.cohort.name(m) if self.cohort else f"member {m}" for m in members)
+        waited_for = list(members)
+        names = ", ".join(self.cohort.name(m) if self.cohort else f"member {m}" for m in waited_for)
         detail = f"step {self.step} of epoch {self.inbox.epoch} has waited {seconds:.0f} s for {names}"
         _LOG.warning("%s", detail)
-        self._link.send({"t": "stall", "detail": detail})
+        self._stall_told = True
+        self._link.send({"t": "stall", "detail": detail, "members": waited_for})
 
     def intake(self) -> None:
         """Handle control messages. Raises Stop, or Interrupted for a cohort that does not wait for the step's end."""

@@ -73,6 +73,8 @@ class ForkedProcess:
                     await self._gone()
                     self._status = _LOST
                 self._writer.close()
+                with contextlib.suppress(OSError):
+                    await self._writer.wait_closed()
         return self._status
 
     async def _gone(self) -> None:

@@ -12,6 +12,7 @@ from janus_runtime.coordination import Coordination, Look
 from janus_runtime.errors import JanusError, StaleLeader
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease
 
+from janus_scheduler.cuts import Cuts, cut_pairs, without_cut
 from janus_scheduler.membership import Form, Keep, Rules, Settler, Wait, decide, to_member
 from janus_scheduler.placement import build_layout
 
@@ -46,6 +47,7 @@ class Publisher:
         self._rules = rules
         self._lease_ttl_s = lease_ttl_s
         self._settler = Settler(settle_s)
+        self._cuts = Cuts()
         self._on_status = on_status
         self._on_leases = on_leases
         self._token: int | None = None
@@ -97,8 +99,11 @@ class Publisher:
         leases = look.leases
         # A cohort whose layout cannot be read is of no use to anyone: form another.
         previous = self.cohort if self.layout is not None else None
-        decision = decide(leases, previous, self._rules, patient=now < self._blind_until)
-        self._log_refused(decision.refused)
+        self._cuts.forget(lease.member for lease in leases)
+        cut = self._cuts.found(cut_pairs(leases, previous) if previous is not None else (), now)
+        reachable, reasons = without_cut(leases, cut)
+        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until)
+        self._log_refused((*decision.refused, *reasons))
         if isinstance(decision, Keep):
             self._settler.remaining(None, now)
             await self._say(self._describe())

@@ -40,7 +40,14 @@ _PORT = click.IntRange(0, 65535)
     "--http-port", type=_PORT, default=0, show_default=True, help="OpenAI-compatible API; 0 picks one."
 )
 @click.option("--grpc-port", type=_PORT, default=0, show_default=True, help="Gateway's gRPC; 0 picks one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the gateway binds.")
+@click.option(
+    "--gateways",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Doors; the ports given are the first one's, the others pick theirs.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that gateways bind.")
 @click.option(
     "--gating",
     type=click.Choice(["moe", "attention"]),
