@@ -198,6 +198,8 @@ class Planner:
     def plan(self, demand: Demand | None = None, *, batch: float | None = None) -> Plan:
         """As janus_scaling.solve, over all tiers."""
         plans = [solve(problem, demand, batch=batch) for problem in self._problems]
+        if len(plans) == 1:
+            return plans[0]
         candidates = [c for plan in plans for c in plan.candidates]
         return ranked(candidates, demand.tokens_per_s if demand is not None and batch is None else math.inf)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from janus_autoscaler.actuators.base import worker_on
 from janus_autoscaler.actuators.compose import NUMBER, PROJECT, SERVICE, ComposeActuator, copy_of
 from janus_autoscaler.actuators.kubernetes import DELETION_COST, KubernetesActuator
 from janus_autoscaler.actuators.local import LocalActuator
+from janus_autoscaler.actuators.swarm import SwarmActuator
 from janus_autoscaler.config import AutoscalerSettings
 from janus_cli.control import ControlServer
 from janus_cli.rundir import RunDir
@@ -198,6 +200,44 @@ async def test_compose_on_a_real_engine(project: str) -> None:
     assert await actuator.sizes() == (2, 3)
     with pytest.raises(FailedPrecondition, match="no running container"):
         await ComposeActuator(settings(docker_project="nobody"), drainer).grow((0, 0), (1, 1))  # type: ignore[arg-type]
+    await actuator.close()
+
+
+@pytest.fixture
+def stack() -> Iterator[str]:
+    """A stack of two services on an engine that is made a swarm for it: only where the machine is the tester's own."""
+    if not os.environ.get("JANUS_TEST_SWARM"):
+        pytest.skip(
+            "set JANUS_TEST_SWARM=1 to let the test make the local engine a swarm of one node, and undo it"
+        )
+    docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+    name = f"janus-test-{uuid.uuid4().hex[:8]}"
+    try:
+        for service in ("attention", "moe"):
+            docker(
+                "service", "create", "--detach", "--name", f"{name}_{service}", "--no-resolve-image",
+                "--stop-grace-period", "1s", IMAGE, "sleep", "600",
+            )  # fmt: skip
+        yield name
+    finally:
+        for service in ("attention", "moe"):
+            subprocess.run(["docker", "service", "rm", f"{name}_{service}"], capture_output=True, timeout=60)
+        subprocess.run(["docker", "swarm", "leave", "--force"], capture_output=True, timeout=60)
+
+
+@pytest.mark.slow
+async def test_swarm_on_a_real_engine(stack: str) -> None:
+    actuator = SwarmActuator(settings(docker_project=stack, drain_deadline_s=60.0))
+    assert await actuator.sizes() == (1, 1)
+    await actuator.grow((1, 1), (1, 3))
+    assert await actuator.sizes() == (1, 3)
+    async with asyncio.timeout(60):
+        while await actuator._running(Pool.MOE) < 3:
+            await asyncio.sleep(0.5)
+    await actuator.shrink(Pool.MOE, 2)
+    assert await actuator.sizes() == (1, 2) and await actuator._running(Pool.MOE) == 2
+    with pytest.raises(NotFound):
+        await SwarmActuator(settings(docker_project="nobody")).sizes()
     await actuator.close()
 
 

@@ -336,3 +336,14 @@ async def test_a_cancellation_that_a_library_swallows_ends_the_keeper_all_the_sa
     began = time.monotonic()
     await asyncio.wait_for(keeper.close(), 5)
     assert time.monotonic() - began < 3
+
+
+async def test_statistics_of_many_workers_at_once_are_those_of_each(coordination: Coordination) -> None:
+    names = [f"moe-{i}" for i in range(40)]
+    for i, name in enumerate(names[:-1]):
+        for n in range(i % 3 + 1):
+            await coordination.report_stats(name, {"steps": n, "seconds": 0.1 * i, "none": 0})
+    found = await coordination.read_all_stats(names, window_s=60.0)
+    assert found == {name: await coordination.read_stats(name, window_s=60.0) for name in names}
+    assert len(found["moe-2"]) == 3 and found["moe-2"][2].values["steps"] == 2 and found["moe-39"] == []
+    assert await coordination.read_all_stats([]) == {}

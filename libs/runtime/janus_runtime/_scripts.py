@@ -125,3 +125,13 @@ end
 redis.call('PUBLISH', KEYS[5], ARGV[6])
 return 1
 """
+
+READ_STATS = """
+-- KEYS: statistics streams; ARGV[1]: least entry id. One string each: a reply of thousands of small ones costs the
+-- reader a hundred times as much.
+local found = {}
+for i, key in ipairs(KEYS) do
+    found[i] = cjson.encode(redis.call('XRANGE', key, ARGV[1], '+'))
+end
+return found
+"""

@@ -4,6 +4,7 @@ statistics. Redis holds coordination state only; while it is away, what runs goe
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -27,6 +28,8 @@ R = TypeVar("R", Lease, CohortRecord, LayoutRecord)
 
 STATS_LENGTH = 256
 """Samples kept per worker, about."""
+STATS_BATCH = 32
+"""Workers whose samples one script reads: Redis serves nobody else meanwhile."""
 STATS_KEEP_S = 3600
 """A worker's samples outlive its last one by this long."""
 ROUTING_LENGTH = 2048
@@ -283,14 +286,15 @@ class Coordination:
         """Samples of the last ``window_s`` seconds, oldest first; malformed ones are skipped."""
         key, least = self._keys.stats(worker_id), f"{max(0, int((time.time() - window_s) * 1000))}-0"
         raw = await self._redis.call("read statistics", lambda: self._redis.client.xrange(key, min=least))
-        return self._samples(worker_id, raw)
+        entries = [(e.decode(), {k.decode(): v for k, v in fields.items()}) for e, fields in raw or ()]
+        return self._samples(worker_id, entries)
 
-    def _samples(self, worker_id: str, raw: Any) -> list[StatsSample]:
+    def _samples(self, worker_id: str, entries: Iterable[tuple[str, dict[str, Any]]]) -> list[StatsSample]:
         samples = []
-        for entry_id, fields in raw or ():
+        for entry_id, fields in entries:
             try:
-                values = {k.decode(): float(v) for k, v in fields.items()}
-                samples.append(StatsSample(time_s=int(entry_id.split(b"-")[0]) / 1000, values=values))
+                values = {k: float(v) for k, v in fields.items()}
+                samples.append(StatsSample(time_s=int(entry_id.partition("-")[0]) / 1000, values=values))
             except (ValueError, AttributeError) as error:
                 self._complain(self._keys.stats(worker_id), f"sample {entry_id!r}: {error}")
         return samples
@@ -298,16 +302,21 @@ class Coordination:
     async def read_all_stats(
         self, worker_ids: Iterable[str], *, window_s: float = 60.0
     ) -> dict[str, list[StatsSample]]:
-        """:meth:`read_stats` of many workers, in one round trip."""
+        """:meth:`read_stats` of many workers, some dozens of them in a round trip."""
         names = list(worker_ids)
         if not names:
             return {}
         least = f"{max(0, int((time.time() - window_s) * 1000))}-0"
-        pipe = self._redis.client.pipeline(transaction=False)
-        for name in names:
-            pipe.xrange(self._keys.stats(name), min=least)
-        found = await self._redis.call("read statistics", pipe.execute)
-        return {name: self._samples(name, raw) for name, raw in zip(names, found, strict=True)}
+        found: dict[str, list[StatsSample]] = {}
+        for begin in range(0, len(names), STATS_BATCH):
+            some = names[begin : begin + STATS_BATCH]
+            keys = [self._keys.stats(name) for name in some]
+            texts = await self._redis.script("read statistics", _scripts.READ_STATS, keys, [least])
+            for name, text in zip(some, texts, strict=True):
+                rows = json.loads(text) or []
+                entries = [(entry, dict(zip(flat[::2], flat[1::2], strict=True))) for entry, flat in rows]
+                found[name] = self._samples(name, entries)
+        return found
 
     async def report_routing(self, fields: Mapping[str, bytes]) -> None:
         """Append one layer's routing report (:class:`janus_placement.Report`)."""

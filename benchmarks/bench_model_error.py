@@ -1,0 +1,144 @@
+"""Predicted against measured time per output token on this machine, over a grid of sizes and batches.
+
+``python benchmarks/bench_model_error.py``. A real mesh without emulation: all workers share the cores, which the model
+is told (shared cores). As many streams as the batch asks for are kept going while workers report; the autoscaler's
+own learner is fitted on half of the points and asked for the other half. Writes results/model_error.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from janus_autoscaler.config import AutoscalerSettings
+from janus_autoscaler.learn import Learner
+from janus_autoscaler.loop import Autoscaler
+from janus_autoscaler.measure import Interval, intervals
+from janus_autoscaler.objective import Objective, ObjectiveStore
+from janus_models.tiny import make_tiny
+from janus_runtime.coordination import Coordination
+from janus_runtime.records import Role
+from janus_scaling import PROFILES, Exchange, roofline, shape
+from janus_simulator.report import markdown
+from janus_testing import LocalMesh
+from janus_testing.load import Load, make_requests
+from machine import write
+
+SIZES = ((1, 1), (1, 2), (2, 2), (1, 3), (2, 3))
+BATCHES = (2, 6, 12, 24)
+_SIZES_OF_MODEL = {
+    "hidden_size": 256,
+    "num_experts": 32,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 4,
+}
+
+
+async def measured(scaler: Autoscaler, since_s: float) -> list[Interval]:
+    """Intervals that began at ``since_s`` or later."""
+    view = await scaler.look()
+    assert view.cohort is not None
+    sides = [
+        {w.worker_id: view.samples.get(w.worker_id, ()) for w in view.leases if w.role is role}
+        for role in (Role.ATTENTION, Role.MOE)
+    ]
+    n_a, n_e = view.serving
+    return intervals(
+        sides[0], sides[1], moe_layers=_SIZES_OF_MODEL["num_hidden_layers"], epoch=view.cohort.epoch, n_a=n_a, n_e=n_e,
+        since_s=since_s,
+    )  # fmt: skip
+
+
+async def grid(
+    mesh: LocalMesh, model: Path, seconds: float
+) -> tuple[dict[tuple[int, int, int], list[Interval]], Any]:
+    settings = AutoscalerSettings(
+        redis_url=mesh.redis_url, worker_id="bench", window_s=60.0, model=str(model)
+    )
+    coordination = await Coordination.connect(settings)
+    cpu = PROFILES["cpu"]
+    store = ObjectiveStore(coordination, Objective(tpot_ms=1000.0))
+    scaler = Autoscaler(settings, coordination, store, model=shape(str(model)), hardware=(cpu, cpu))
+    found: dict[tuple[int, int, int], list[Interval]] = {}
+    for n_a, n_e in SIZES:
+        await asyncio.to_thread(mesh.scale, attention=n_a, experts=n_e)
+        for batch in BATCHES:
+            load = Load(mesh.grpc, make_requests(batch, seed=batch, tokens=(60, 80)), at_once=batch)
+            stop = threading.Event()
+            thread = threading.Thread(target=lambda load=load, stop=stop: hold(load, stop))  # type: ignore[misc]
+            thread.start()
+            await asyncio.sleep(3.0)
+            since = time.time()
+            await asyncio.sleep(seconds)
+            found[n_a, n_e, batch] = await measured(scaler, since)
+            stop.set()
+            await asyncio.to_thread(thread.join)
+            print((n_a, n_e, batch), len(found[n_a, n_e, batch]), flush=True)
+    table = await scaler._tables(await scaler.look())
+    await coordination.close()
+    return found, table
+
+
+def hold(load: Load, stop: threading.Event) -> None:
+    """Streams until ``stop``; then they are let run out."""
+    with load:
+        stop.wait()
+
+
+@click.command()
+@click.option("--seconds", default=6.0, show_default=True, help="Of measuring, each point.")
+def main(seconds: float) -> None:
+    """Run it."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_tiny(Path(folder) / "model", family="qwen3_moe", seed=11, **_SIZES_OF_MODEL)
+        known = shape(str(model))
+        with LocalMesh(
+            model, attention=1, experts=1, autoscale="off", kv_tokens=65536,
+            env={"JANUS_SCHEDULER_REBALANCE_S": "0", "JANUS_LEASE_TTL_S": "15", "JANUS_MICRO_BATCHES": "1"},
+        ) as mesh:  # fmt: skip
+            found, table = asyncio.run(grid(mesh, model, seconds))
+    cpu = PROFILES["cpu"]
+    exchange = Exchange(row_bytes=known.row_bytes, top_k=known.top_k, hardware=cpu, phases=1)
+    learner = Learner(known, roofline(known, cpu, cpu), exchange, shared_cores=cores)
+    points = [p for p in found if found[p]]
+    for i, point in enumerate(points):
+        if i % 2 == 0:
+            learner.add(found[point], table)
+            table.learn(found[point])
+    learnt = learner.fit()
+    rows = [["attention x MoE", "streams", "measured, ms", "predicted, ms", "error", ""]]
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for i, point in enumerate(points):
+        step = statistics.median(interval.step_s for interval in found[point])
+        predicted = statistics.median(learner.predict(interval, table) for interval in found[point])
+        error = abs(predicted / step - 1)
+        errors[i % 2 == 0].append(error)
+        rows.append(
+            [f"{point[0]} x {point[1]}", str(point[2]), f"{1e3 * step:.1f}", f"{1e3 * predicted:.1f}", f"{error:.0%}",
+             "learnt from" if i % 2 == 0 else "not seen"]
+        )  # fmt: skip
+    coefficients = ", ".join(
+        f"{name} {e.value:.3g} s ({learnt.sources[name]})" for name, e in learnt.estimates.items() if e.value
+    )
+    body = "\n".join([
+        f"Median error on points not seen: {statistics.median(errors[False]):.1%}.",
+        f"On those learnt from: {statistics.median(errors[True]):.1%}.",
+        f"{len(points)} points, {cores} shared cores, no emulated device.", "",
+        f"A random qwen3_moe: {_SIZES_OF_MODEL}. Coefficients: {coefficients}.", "", markdown(rows),
+    ])  # fmt: skip
+    print(body)
+    write(
+        "model_error", "The performance model on this machine", "python benchmarks/bench_model_error.py", body
+    )
+
+
+if __name__ == "__main__":
+    main()
