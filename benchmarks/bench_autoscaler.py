@@ -35,7 +35,7 @@ answer is compared, token by token, with an undisturbed run.
 """
 OBJECTIVE_MS = 450.0
 INTERVAL_S = 15.0
-PHASES = ((75.0, 0.6), (120.0, 1.8), (135.0, 0.6), (75.0, 0.0))
+PHASES = ((60.0, 0.6), (105.0, 1.8), (105.0, 0.6), (60.0, 0.0))
 """Seconds, requests per second."""
 DEVICE = {"JANUS_MOE_EMULATED_EXPERT_US": "8000", "JANUS_ATTENTION_EMULATED_TOKEN_US": "6000"}
 SCALER = {
@@ -67,7 +67,7 @@ def run(model: Path, sizes: tuple[int, int], *, act: bool, seed: int, phases: An
     with mesh(model, *sizes, act=act) as running, WorkerCount(running.supervisor_pid) as count:
         load = OpenLoad(running.grpc, make_requests(12, seed, tokens=(20, 30)), timeout_s=600)
         load.reference()
-        time.sleep((6 if act else 1) * INTERVAL_S)  # the reference run is no part of what is asked
+        time.sleep((3 if act else 1) * INTERVAL_S)  # the reference run is no part of what is asked
         load.arrivals = poisson(phases, seed)
         errors = []
         with load:

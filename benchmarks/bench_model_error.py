@@ -1,8 +1,9 @@
 """Predicted against measured time per output token on this machine, over a grid of sizes and batches.
 
-``python benchmarks/bench_model_error.py``. A real mesh without emulation: all workers share the cores, which the model
-is told (shared cores). As many streams as the batch asks for are kept going while workers report; the autoscaler's
-own learner is fitted on half of the points and asked for the other half. Writes results/model_error.md.
+``python benchmarks/bench_model_error.py``. A real mesh of emulated devices, or with --no-emulate as it is: then all
+workers share the cores, which the model is told. As many streams as the batch asks for are kept going while workers
+report; the autoscaler's own learner is fitted on half of the points and asked for the other half. Writes
+results/model_error.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from janus_testing import LocalMesh
 from janus_testing.load import Load, make_requests
 from machine import write
 
+DEVICE = {"JANUS_MOE_EMULATED_EXPERT_US": "4000", "JANUS_ATTENTION_EMULATED_TOKEN_US": "3000"}
 SIZES = ((1, 1), (1, 2), (2, 2), (1, 3), (2, 3))
 BATCHES = (2, 6, 12, 24)
 _SIZES_OF_MODEL = {
@@ -93,8 +95,11 @@ def hold(load: Load, stop: threading.Event) -> None:
 
 
 @click.command()
+@click.option(
+    "--emulate/--no-emulate", default=True, help="Each worker waits out what a device of its own would take."
+)
 @click.option("--seconds", default=6.0, show_default=True, help="Of measuring, each point.")
-def main(seconds: float) -> None:
+def main(emulate: bool, seconds: float) -> None:
     """Run it."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
@@ -102,12 +107,17 @@ def main(seconds: float) -> None:
         known = shape(str(model))
         with LocalMesh(
             model, attention=1, experts=1, autoscale="off", kv_tokens=65536,
-            env={"JANUS_SCHEDULER_REBALANCE_S": "0", "JANUS_LEASE_TTL_S": "15", "JANUS_MICRO_BATCHES": "1"},
+            env={
+                "JANUS_SCHEDULER_REBALANCE_S": "0", "JANUS_LEASE_TTL_S": "15", "JANUS_MICRO_BATCHES": "1",
+                **(DEVICE if emulate else {}),
+            },
         ) as mesh:  # fmt: skip
             found, table = asyncio.run(grid(mesh, model, seconds))
     cpu = PROFILES["cpu"]
     exchange = Exchange(row_bytes=known.row_bytes, top_k=known.top_k, hardware=cpu, phases=1)
-    learner = Learner(known, roofline(known, cpu, cpu), exchange, shared_cores=cores)
+    learner = Learner(
+        known, roofline(known, cpu, cpu), exchange, shared_cores=float("inf") if emulate else cores
+    )
     points = [p for p in found if found[p]]
     for i, point in enumerate(points):
         if i % 2 == 0:
@@ -128,10 +138,13 @@ def main(seconds: float) -> None:
     coefficients = ", ".join(
         f"{name} {e.value:.3g} s ({learnt.sources[name]})" for name, e in learnt.estimates.items() if e.value
     )
+    what = (
+        "emulated devices (4 ms per activated expert, 3 ms per token)" if emulate else f"{cores} shared cores"
+    )
     body = "\n".join([
         f"Median error on points not seen: {statistics.median(errors[False]):.1%}.",
         f"On those learnt from: {statistics.median(errors[True]):.1%}.",
-        f"{len(points)} points, {cores} shared cores, no emulated device.", "",
+        f"{len(points)} points, {what}.", "",
         f"A random qwen3_moe: {_SIZES_OF_MODEL}. Coefficients: {coefficients}.", "", markdown(rows),
     ])  # fmt: skip
     print(body)

@@ -151,3 +151,18 @@ def test_memory_is_bounded_and_old_sizes_are_not_forgotten() -> None:
     made.add(grid(truth(), [(1, 1)], [8.0]) * 200, uniform_a_max)
     known = [i for cell in made._cells.values() for i in cell]
     assert {(i.n_a, i.n_e) for i in known} == {(1, 1), (1, 2), (2, 2)} and len(known) < 100
+
+
+def test_the_spread_is_of_learnt_predictions_and_of_now() -> None:
+    made = learner()
+    known = grid(truth(), [(1, 1), (1, 2)], [2, 6, 12, 24])
+    made.add(known, uniform_a_max)
+    assert made.spread == 1.0, "the profile is off by a factor of 20: that is no spread"
+    made.fit()
+    made.add(known, uniform_a_max)
+    assert 1.0 <= made.spread < 1.15
+    slow = [dataclasses.replace(i, moe_s=1.6 * i.moe_s, attention_s=1.6 * i.attention_s) for i in known]
+    made.add(slow, uniform_a_max)
+    assert 1.3 < made.spread < 1.9, "the machine has become slower"
+    made.add(known * 2, uniform_a_max)
+    assert made.spread < 1.15

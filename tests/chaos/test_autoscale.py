@@ -6,6 +6,9 @@ benchmarks/bench_autoscaler.py is the long version.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,14 @@ def ask(mesh: LocalMesh, method: str, request: Any) -> Any:
         return getattr(autoscaler_pb2_grpc.AutoscalerServiceStub(channel), method)(request, timeout=20)
 
 
+def janus(mesh: LocalMesh, *flags: str) -> str:
+    """What ``janus autoscale`` prints."""
+    command = [sys.executable, "-m", "janus_cli", "autoscale", "--run-dir", str(mesh.run_dir), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def wait_for(mesh: LocalMesh, what: str, seconds: float, done: Any) -> Any:
     deadline = time.monotonic() + seconds
     while not done(stats := ask(mesh, "GetStats", pb.AutoscalerServiceGetStatsRequest())):
@@ -56,6 +67,12 @@ def test_up_under_load_and_back_to_the_floor_without_losing_a_stream(tmp_path: P
             assert grown.model_error_ratio > 0 and grown.demand_tokens_per_second > 0
             explained = ask(mesh, "Explain", pb.ExplainRequest())
             assert len(explained.candidates) == 9 and sum(c.chosen for c in explained.candidates) == 1
+        shown = janus(mesh, "--explain", "3")
+        assert "objective  TPOT p95 250 ms" in shown and "chosen" in shown and "target" in shown
+        changed = json.loads(janus(mesh, "--tpot-ms", "240", "--json"))
+        assert changed["plan"]["objective"] == {
+            "tpot_ms": 240.0, "min_attention": 1, "max_attention": 3, "min_moe": 1, "max_moe": 3
+        }  # fmt: skip
         assert not list(load.problems()), list(load.problems())[:5]
         wait_for(mesh, "the floor", 150, lambda s: (s.attention, s.moe) == (1, 1))
         plan = ask(mesh, "GetPlan", pb.GetPlanRequest())

@@ -26,7 +26,9 @@ LEAST = 8
 """Intervals that a fit needs."""
 ERRORS = 120
 """Latest predictions whose error is told."""
-MOST_SPREAD = 1.4
+RECENT = 40
+"""Latest predictions that tell the spread: less than a minute of two workers, so that it follows what happens now."""
+MOST_SPREAD = 2.0
 """Beyond it, something other than chance is at work, and more workers are no remedy."""
 CERTAIN = 0.5
 """A coefficient counts as determined while its standard error is below this share of it."""
@@ -55,6 +57,7 @@ class Learner:
         self._cores = shared_cores
         self._cells: OrderedDict[tuple[int, ...], deque[Interval]] = OrderedDict()
         self._ratios: deque[float] = deque(maxlen=ERRORS)
+        self._recent: deque[float] = deque(maxlen=RECENT)
         self._news = False
         self.learnt = _of_profile(profile)
 
@@ -63,6 +66,8 @@ class Learner:
         for interval in new:
             predicted = self.predict(interval, a_max)
             self._ratios.append(interval.step_s / predicted)
+            if self.learnt.intervals:  # a profile's error is no spread
+                self._recent.append(interval.step_s / predicted)
             load = (round(2 * math.log2(max(1.0, t))) for t in (interval.tokens, interval.cohort_tokens))
             key = (interval.n_a, interval.n_e, *load, round(math.log2(1 + interval.context)))
             self._cells.setdefault(key, deque(maxlen=PER_CELL)).append(interval)
@@ -103,9 +108,9 @@ class Learner:
     def spread(self) -> float:
         """How far steps exceed what is predicted for them, 90th percentile of the latest: the model gives a mean, the
         objective is of a tail. 1 to MOST_SPREAD."""
-        if len(self._ratios) < LEAST:
+        if len(self._recent) < LEAST:
             return 1.0
-        return min(MOST_SPREAD, max(1.0, float(np.quantile(self._ratios, 0.9))))
+        return min(MOST_SPREAD, max(1.0, float(np.quantile(self._recent, 0.9))))
 
 
 def _of_profile(profile: Coefficients) -> Learnt:
@@ -142,10 +147,10 @@ def fitted(
     fixed = 0.0
     best = _best(
         [
-            (("alpha",), fit_attention(tokens, context, attention_s)),
+            (("alpha", "c_kv"), fit_attention(tokens, context, attention_s)),
             (("alpha",), fit_attention(tokens, np.zeros_like(context), attention_s)),
             # Where a layer costs something beside its tokens rather than at the least, as on a CPU.
-            (("alpha",), fit_linear(("fixed", "alpha", "c_kv"), np.stack([np.ones_like(tokens), tokens, tokens * context], axis=1), attention_s)),  # noqa: E501
+            (("alpha", "c_kv"), fit_linear(("fixed", "alpha", "c_kv"), np.stack([np.ones_like(tokens), tokens, tokens * context], axis=1), attention_s)),  # noqa: E501
             (("alpha",), fit_linear(("fixed", "alpha"), np.stack([np.ones_like(tokens), tokens], axis=1), attention_s)),
         ]
     )  # fmt: skip
