@@ -15,6 +15,7 @@ COMMANDS = [
     "up",
     "down",
     "status",
+    "layout",
     "top",
     "generate",
     "chat",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,7 +32,15 @@ def generate(mesh: LocalMesh) -> list[list[int]]:
         ]
 
 
-def test_rebalance_knows_the_routing_and_changes_no_token(tiny: Path) -> None:
+def cli(mesh: LocalMesh, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "janus_cli", "layout", "--run-dir", str(mesh.run_dir), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_rebalance_knows_the_routing_and_changes_no_token(tiny: Path, tmp_path: Path) -> None:
     env = {"JANUS_SCHEDULER_REBALANCE_S": "0"}
     with LocalMesh(tiny, attention=1, experts=2, slots=4, start_deadline_s=150, env=env) as mesh:
         before = generate(mesh)
@@ -49,4 +61,12 @@ def test_rebalance_knows_the_routing_and_changes_no_token(tiny: Path) -> None:
             assert done.changed == (done.replicas_loaded > 0)
             layout = stub.GetLayout(pb.GetLayoutRequest(), timeout=10).layout
             assert layout.version == done.layout_version
+        shown = cli(mesh, "--json")
+        assert shown["version"] == layout.version and shown["workers"] == ["moe-0", "moe-1"]
+        assert set(shown["a_max"]) == {"0", "1", "2"}
+        turned = {"layers": [[rows[1], rows[0]] for rows in shown["layers"]]}
+        (tmp_path / "turned.json").write_text(json.dumps(turned))
+        asked = cli(mesh, "--apply", str(tmp_path / "turned.json"), "--json")["rebalance"]
+        assert asked["changed"] and [v["proposed"] for v in asked["layers"]] == turned["layers"]
+        assert cli(mesh, "--json")["layers"] == turned["layers"]
         assert generate(mesh) == before

@@ -20,6 +20,10 @@ _COMMANDS = {
         "Show what the autoscaler plans, and why; set its objective.",
     ),
     "top": ("janus_cli.commands.top", "Watch the mesh work."),
+    "layout": (
+        "janus_cli.commands.layout",
+        "Show which expert is where, how busy it is, and what would be better.",
+    ),
     "generate": ("janus_cli.commands.generate", "Continue a prompt."),
     "chat": ("janus_cli.commands.chat", "Talk with the model."),
     "model": ("janus_cli.commands.model", "Look at checkpoints; build the demo's."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from janus_runtime.records import CohortMember, CohortRecord, LayoutRecord, Lease, Role
 from janus_wire.v1 import common_pb2
@@ -59,10 +59,12 @@ def to_layout(record: LayoutRecord) -> common_pb2.Layout:
         version=record.version,
         num_experts=record.num_experts,
         slots=record.slots,
-        layers=[
-            common_pb2.LayerPlacement(
-                instances=[common_pb2.InstancePlacement(experts=experts) for experts in layer]
-            )
-            for layer in record.placement
-        ],
+        layers=[to_layer(layer) for layer in record.placement],
+    )
+
+
+def to_layer(placement: Sequence[Sequence[int]]) -> common_pb2.LayerPlacement:
+    """One MoE layer's part."""
+    return common_pb2.LayerPlacement(
+        instances=[common_pb2.InstancePlacement(experts=experts) for experts in placement]
     )

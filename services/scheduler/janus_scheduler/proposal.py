@@ -43,6 +43,7 @@ class LayerVerdict:
     reason: str
     loads: tuple[tuple[int, int], ...]
     """(MoE rank, expert) to load; of a layer that stays, what it would have taken."""
+    proposed: Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,7 @@ def propose(
             LayerVerdict(
                 layer=layer, a_max_before=before, a_max_after=before - (verdict.gain if verdict.go else 0.0),
                 lower_bound=found.lower_bound, go=verdict.go, reason=verdict.reason, loads=change.loads,
+                proposed=change.target,
             )
         )  # fmt: skip
         if verdict.go:
@@ -154,7 +156,7 @@ def demanded(
         verdicts.append(
             LayerVerdict(
                 layer=layer, a_max_before=before, a_max_after=after, lower_bound=bound, go=True,
-                reason="asked for", loads=loads,
+                reason="asked for", loads=loads, proposed=then,
             )
         )  # fmt: skip
     return Proposal(placement=tuple(target), layers=tuple(verdicts))

@@ -12,7 +12,7 @@ from janus_runtime.errors import FailedPrecondition, NotFound, Unavailable
 from janus_runtime.records import CohortRecord, LayoutRecord
 from janus_wire.v1 import common_pb2, scheduler_pb2, scheduler_pb2_grpc
 
-from janus_scheduler.convert import to_cohort, to_layout
+from janus_scheduler.convert import to_cohort, to_layer, to_layout
 from janus_scheduler.publisher import Publisher
 from janus_scheduler.rebalancer import Rebalancer
 
@@ -93,6 +93,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 scheduler_pb2.LayerVerdict(
                     layer=v.layer, a_max_before=v.a_max_before, a_max_after=v.a_max_after,
                     lower_bound=v.lower_bound, moves=v.go, reason=v.reason, replicas=len(v.loads),
+                    proposed=to_layer(v.proposed) if v.go else None,
                 )
                 for v in outcome.layers
             ],

@@ -92,7 +92,7 @@ class RebalanceResponse(_message.Message):
     def __init__(self, changed: _Optional[bool] = ..., layout_version: _Optional[int] = ..., reason: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[LayerVerdict, _Mapping]]] = ..., replicas_loaded: _Optional[int] = ...) -> None: ...
 
 class LayerVerdict(_message.Message):
-    __slots__ = ("layer", "a_max_before", "a_max_after", "lower_bound", "moves", "reason", "replicas")
+    __slots__ = ("layer", "a_max_before", "a_max_after", "lower_bound", "moves", "reason", "replicas", "proposed")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     A_MAX_BEFORE_FIELD_NUMBER: _ClassVar[int]
     A_MAX_AFTER_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class LayerVerdict(_message.Message):
     MOVES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_FIELD_NUMBER: _ClassVar[int]
     layer: int
     a_max_before: float
     a_max_after: float
@@ -107,4 +108,5 @@ class LayerVerdict(_message.Message):
     moves: bool
     reason: str
     replicas: int
-    def __init__(self, layer: _Optional[int] = ..., a_max_before: _Optional[float] = ..., a_max_after: _Optional[float] = ..., lower_bound: _Optional[float] = ..., moves: _Optional[bool] = ..., reason: _Optional[str] = ..., replicas: _Optional[int] = ...) -> None: ...
+    proposed: _common_pb2.LayerPlacement
+    def __init__(self, layer: _Optional[int] = ..., a_max_before: _Optional[float] = ..., a_max_after: _Optional[float] = ..., lower_bound: _Optional[float] = ..., moves: _Optional[bool] = ..., reason: _Optional[str] = ..., replicas: _Optional[int] = ..., proposed: _Optional[_Union[_common_pb2.LayerPlacement, _Mapping]] = ...) -> None: ...
