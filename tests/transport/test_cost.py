@@ -100,3 +100,10 @@ def test_without_learning_the_prediction_decides() -> None:
     predictions = chooser.predictions(tokens)
     best = min(predictions, key=lambda scheme: predictions[scheme])
     assert steps(chooser, tokens, dict.fromkeys(Scheme, 1.0), 50, 0.0) == Counter({best: 50})
+
+
+def test_schemes_that_come_to_the_same_messages_are_not_tried_against_each_other() -> None:
+    topology, tokens = Topology(("a",), ("b", "c")), {0: 4}
+    chooser = Chooser(topology, **SIZES)
+    seen = steps(chooser, tokens, dict.fromkeys(Scheme, 1e-3), 200, 0.1)
+    assert seen == Counter({Scheme.ONE_PHASE: 200})

@@ -18,6 +18,7 @@ from typing import Any
 from janus_attention.engine import EngineOptions as AttentionOptions
 
 from janus_testing.inprocess import InProcessMesh, Worker
+from janus_testing.namespaces import Nodes
 
 
 class ProcessMesh(InProcessMesh):
@@ -33,13 +34,16 @@ class ProcessMesh(InProcessMesh):
         dtype: str = "float32",
         attention_options: AttentionOptions | None = None,
         timeout_s: float = 120.0,
+        namespaces: Nodes | None = None,
         **options: Any,
     ) -> None:
+        """``namespaces``: where the workers of each node label run; None: on this host, whatever their labels."""
         super().__init__(
             model_dir, attention=attention, experts=experts, transport="ucx", timeout_s=timeout_s,
             attention_options=attention_options, **options,
         )  # fmt: skip
         self._threads, self._dtype = threads, dtype
+        self._namespaces = namespaces
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def pid(self, worker: Worker) -> int:
@@ -47,19 +51,17 @@ class ProcessMesh(InProcessMesh):
         return self._processes[worker.member].pid
 
     def add_attention(self) -> Worker:
-        worker = self._launch("attention", dataclasses.asdict(self._attention_options))
-        worker.node = self._nodes("attention", len(self.attention))
+        worker = self._launch("attention", len(self.attention), dataclasses.asdict(self._attention_options))
         self.attention.append(worker)
         return worker
 
     def add_moe(self) -> Worker:
-        worker = self._launch("moe", dataclasses.asdict(self._moe_options))
-        worker.node = self._nodes("moe", len(self.moe))
+        worker = self._launch("moe", len(self.moe), dataclasses.asdict(self._moe_options))
         self.moe.append(worker)
         return worker
 
-    def _launch(self, role: str, options: dict[str, Any]) -> Worker:
-        member = next(self._members)
+    def _launch(self, role: str, index: int, options: dict[str, Any]) -> Worker:
+        member, node = next(self._members), self._nodes(role, index)
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
@@ -68,6 +70,7 @@ class ProcessMesh(InProcessMesh):
             "member": member, "log_level": "warning", "device": "cpu", "attention_dtype": "same",
         }  # fmt: skip
         command = [
+            *(self._namespaces.command(node) if self._namespaces else ()),
             sys.executable, "-m", f"janus_{role}.engine_main", "--fd", str(theirs.fileno()),
             "--parent", str(os.getpid()), "--options", json.dumps(options),
         ]  # fmt: skip
@@ -76,7 +79,7 @@ class ProcessMesh(InProcessMesh):
             self._processes[member] = subprocess.Popen(
                 command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={**os.environ, **threads}
             )
-        return Worker(worker_id=f"{role}-{member}", member=member, thread=None, sock=ours)
+        return Worker(worker_id=f"{role}-{member}", member=member, thread=None, sock=ours, node=node)
 
     def stop(self, worker: Worker) -> None:
         worker.sock.close()

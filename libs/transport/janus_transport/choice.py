@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from janus_transport.cost import DEFAULT, Links, predict
-from janus_transport.plan import Plan, make_plan
+from janus_transport.plan import Edge, Plan, make_plan
 from janus_transport.topology import Scheme, Topology
 
 _WINDOW = 15
@@ -73,13 +73,17 @@ class Chooser:
         active = tuple(sorted(tokens))
         found = {}
         for scheme in Scheme:
-            plan = self._plans.get((scheme, active))
-            if plan is None:
-                if len(self._plans) > 64:
-                    self._plans.clear()
-                plan = self._plans[scheme, active] = make_plan(scheme, self._topology, active)
+            plan = self._plan(scheme, active)
             found[scheme] = predict(plan, self._topology, tokens, self.links, **self._sizes)
         return found
+
+    def _plan(self, scheme: Scheme, active: tuple[int, ...]) -> Plan:
+        plan = self._plans.get((scheme, active))
+        if plan is None:
+            if len(self._plans) > 64:
+                self._plans.clear()
+            plan = self._plans[scheme, active] = make_plan(scheme, self._topology, active)
+        return plan
 
     def _load(self, tokens: Mapping[int, int]) -> _Load:
         key = (hash(tuple(sorted(tokens))), sum(tokens.values()).bit_length())
@@ -87,9 +91,13 @@ class Chooser:
         if load is None:
             predicted = self.predictions(tokens)
             order = sorted(predicted, key=lambda scheme: (predicted[scheme], scheme))
-            worth = [scheme for scheme in order if predicted[scheme] <= _WORTH * predicted[order[0]]]
+            worth: dict[tuple[Edge, ...], Scheme] = {}
+            for scheme in order:
+                if predicted[scheme] <= _WORTH * predicted[order[0]]:
+                    # With one worker on a node schemes may come to the same messages.
+                    worth.setdefault(self._plan(scheme, tuple(sorted(tokens))).edges, scheme)
             load = self._loads[key] = _Load(predicted, order[0])
-            load.trial = worth if self._learn and len(worth) > 1 else []
+            load.trial = list(worth.values()) if self._learn and len(worth) > 1 else []
         return load
 
     def observe(self, tokens: Mapping[int, int], scheme: Scheme, seconds: float) -> None:

@@ -65,6 +65,10 @@ def party(connection: Connection, part: Part) -> None:
             turns = {"exchange": _layer(exchange, part.member, peers, size, first=part.member in attention)}
             if part.bare:
                 turns["bare"] = _bare(transport, peers[0], size, first=part.member in attention)
+            if size == part.sizes[0]:
+                # The first messages find connections and memory that are not ready yet.
+                for turn in (*turns.values(),) * part.count:
+                    turn()
             for _, (kind, turn) in itertools.product(range(part.rounds), turns.items()):
                 for i in range(part.count):
                     began = time.perf_counter()
@@ -87,6 +91,8 @@ def _layer(exchange: Exchange, member: int, peers: Sequence[int], size: int, *, 
     """One layer, as an attention worker (``first``) or a MoE worker sees it."""
     buffer = exchange.allocate()
     step = itertools.count()
+    held: list[bool] = []
+    """Not empty: the last answers are still in their buffers."""
     kind = Kind.HIDDEN if first else Kind.PARTIAL
 
     def send() -> None:
@@ -100,12 +106,23 @@ def _layer(exchange: Exchange, member: int, peers: Sequence[int], size: int, *, 
             deadline=time.monotonic() + PATIENCE_S,
             waiting_for=lambda: [peer for peer in peers if exchange.peek(peer) is None],
         )
+
+    def release() -> None:
         for peer in peers:
             exchange.pop(peer)
 
     def turn() -> None:
-        for part in (send, receive) if first else (receive, send):
-            part()
+        # As the engines do: buffers are given back while the other side has something to do.
+        if first:
+            send()
+            if held:
+                release()
+            receive()
+            held.append(True)
+        else:
+            receive()
+            send()
+            release()
 
     return turn
 

@@ -1,0 +1,175 @@
+"""The paper's ablation: one or two phases, the router on either side, the schedule; measured, simulated, published.
+
+``python benchmarks/bench_ablation.py`` (as root for namespaces as nodes; else all workers share memory). Measured:
+decode on engine processes, the same mesh under each configuration in turns. Simulated: H100s, with the
+calibration of bench_simulator.py. Writes results/ablation.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from janus_attention.engine import EngineOptions
+from janus_models.tiny import make_tiny
+from janus_scaling import MODELS, PROFILES, Target, synthetic_layers
+from janus_simulator import Planner, Setting
+from janus_simulator.paper import CONTEXT, calibrate
+from janus_simulator.report import markdown
+from janus_simulator.systems import SYSTEMS
+from janus_testing.namespaces import Nodes
+from janus_testing.processes import ProcessMesh
+from machine import write
+
+EXCHANGES = ("1pc", "2pc-1", "2pc-2")
+GATINGS = ("moe", "attention")
+POLICIES = ("optimal", "aebs", "token-balanced", "random")
+GATES = {"moe": "EGate", "attention": "AGate"}
+
+
+def simulated(batches: tuple[int, ...], sizes: tuple[int, int]) -> list[list[str]]:
+    """Rows: system, then tokens/s of each batch on roofline and calibrated coefficients, beside the whole system."""
+    model, h100 = MODELS["deepseek-v2"], PROFILES["h100"]
+    routing = synthetic_layers(160, 6, layers=2, skew=0.9, topic=0.0, idle=0.2, seed=0)
+    fits = {"roofline": None, "calibrated": calibrate().coefficients(model)}
+    found: dict[tuple[str, str, int], float] = {}
+    names: list[str] = []
+    for phases, gating, policy in itertools.product((1, 2), GATINGS, ("aebs", "token-balanced", "random")):
+        name = f"{phases}PC + {GATES[gating]} + {policy}"
+        names.append(name)
+        system = dataclasses.replace(
+            SYSTEMS["janus-aebs"], name=name, gating=gating, phases=phases, policy=policy
+        )
+        for kind, coefficients in fits.items():
+            setting = Setting(
+                model=model, routing=routing, target=Target(tpot_s=1.0), attention=h100, moe=h100, batches=16,
+                coefficients=coefficients, slots=27,
+            )  # fmt: skip
+            seconds = Planner(system, setting).step_seconds(*sizes)
+            for batch in batches:
+                found[name, kind, batch] = batch / seconds(batch, 0, CONTEXT)
+    columns = list(itertools.product(fits, batches))
+    table = [["system", *(f"B={batch}, {kind}" for kind, batch in columns)]]
+    whole = "2PC + EGate + aebs"
+    for name in names:
+        row = [name]
+        for kind, batch in columns:
+            value = found[name, kind, batch]
+            row.append(f"{value:.0f} ({value / found[whole, kind, batch]:.0%})")
+        table.append(row)
+    return table
+
+
+TEXT = """\
+Published (arXiv 2512.13525): 1PC + EGate reaches 44% and 30% of the whole system's throughput at B = 256 and 512;
+2PC + EGate is 4-34% above 2PC + AGate; AEBS adds 11-15%.
+
+## Simulated
+DeepSeek-V2 on {sizes} of H100s, 8 to a node, tokens/s, beside 2PC + EGate + aebs: on the roofline alone, and with
+the times per layer that were calibrated on the paper's own configurations (bench_simulator.py), which belong to no
+part in particular and hide the exchange.
+
+{simulation}
+
+## Measured
+{shape[0]} attention and {shape[1]} MoE engine processes over UCX, {where}; a random qwen3_moe of 8 layers, hidden
+512, 32 experts top-4, 12 slots a worker. Decode, medians of {rounds} interleaved rounds, beside 2pc-1 + EGate + aebs;
+load average at the start {load:.1f} on {cores} cores. A step's first layer is exchanged in one phase in all of them.
+
+{measurement}
+"""
+
+
+class Mesh:
+    """A process mesh whose configuration changes with a new cohort."""
+
+    def __init__(self, mesh: ProcessMesh) -> None:
+        self.mesh = mesh
+
+    def take(self, exchange: str, gating: str, policy: str) -> None:
+        self.mesh.exchange, self.mesh.gating, self.mesh.scheduling = exchange, gating, policy
+        self.mesh.form()
+
+    def decode(self, batch: int, tokens: int) -> float:
+        """Tokens per second of ``batch`` streams, from the first token of the last stream on."""
+        mesh, m = self.mesh, len(self.mesh.attention)
+        numbers = [
+            mesh.submit([5 + i, 9, 14 + i % 7], worker=i % m, max_tokens=tokens + 4) for i in range(batch)
+        ]
+
+        def made() -> int:
+            return sum(len(mesh.peek(number).tokens) for number in numbers)
+
+        mesh.pump(lambda: all(mesh.peek(number).tokens for number in numbers), "first tokens")
+        began, before = time.perf_counter(), made()
+        mesh.pump(lambda: all(mesh.peek(number).finish for number in numbers), "the streams' ends")
+        return (made() - before) / (time.perf_counter() - began)
+
+
+def measured(
+    batches: tuple[int, ...], tokens: int, rounds: int, shape: tuple[int, int], isolated: bool
+) -> list[list[str]]:
+    """Rows: configuration, then tokens/s of each batch beside the whole system's, medians of interleaved rounds."""
+    m, n = shape
+    samples: dict[tuple[Any, int], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        model = make_tiny(
+            Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model", family="qwen3_moe", seed=3,
+            num_experts=32, num_experts_per_tok=4, hidden_size=512, moe_intermediate_size=128, num_hidden_layers=8,
+        )  # fmt: skip
+        nodes = stack.enter_context(Nodes(["attention-node", "moe-node"])) if isolated else None
+        mesh = ProcessMesh(
+            model, attention=m, experts=n, slots=12, nodes=lambda role, i: f"{role}-node", namespaces=nodes,
+            attention_options=EngineOptions(kv_tokens=8192, prefix_cache=False, micro_batches="1"),
+        )  # fmt: skip
+        made = Mesh(stack.enter_context(mesh))
+        configurations = list(itertools.product(EXCHANGES, GATINGS, POLICIES))
+        for round_ in range(rounds + 1):
+            for configuration in configurations:
+                made.take(*configuration)
+                for batch in batches:
+                    value = made.decode(batch, tokens)
+                    if round_:  # the first one warms up
+                        samples.setdefault((configuration, batch), []).append(value)
+    best = {batch: statistics.median(samples[("2pc-1", "moe", "aebs"), batch]) for batch in batches}
+    table = [["exchange", "gating", "scheduling", *(f"B={batch}, tokens/s" for batch in batches)]]
+    for configuration in configurations:
+        cells = []
+        for batch in batches:
+            value = statistics.median(samples[configuration, batch])
+            cells.append(f"{value:.0f} ({value / best[batch]:.0%})")
+        table.append([configuration[0], GATES[configuration[1]], configuration[2], *cells])
+    return table
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--tokens", default=12, show_default=True, help="Per stream.")
+@click.option("--batches", default="8,32", show_default=True)
+def main(rounds: int, tokens: int, batches: str) -> None:
+    """Simulate and measure; writes results/ablation.md."""
+    isolated = os.geteuid() == 0
+    load = os.getloadavg()[0]
+    sizes, shape = (8, 16), (2, 4)
+    simulation = simulated((256, 512), sizes)
+    click.echo(markdown(simulation))
+    measurement = measured(tuple(int(x) for x in batches.split(",")), tokens, rounds, shape, isolated)
+    click.echo(markdown(measurement))
+    where = "one network and IPC namespace per pool" if isolated else "one host, whose labels alone differ"
+    text = TEXT.format(
+        sizes=f"{sizes[0]}A{sizes[1]}E", simulation=markdown(simulation), shape=shape, where=where, rounds=rounds,
+        load=load, cores=os.cpu_count(), measurement=markdown(measurement),
+    )  # fmt: skip
+    click.echo(write("ablation", "Ablation", "python benchmarks/bench_ablation.py", text))
+
+
+if __name__ == "__main__":
+    main()
