@@ -19,8 +19,8 @@ _WINDOW = 15
 """Steps of one scheme that are remembered."""
 _ENOUGH = 3
 """Steps of one scheme for a verdict."""
-_WORTH = 1.5
-"""A scheme predicted to take this many times the least is not tried."""
+_WORTH = 2.0
+"""Schemes predicted to take at most this many times the least are tried, and in any case the second best."""
 _MARGIN = 0.02
 """Another one must be this much quicker."""
 _FIRST, _LONGEST = 64, 4096
@@ -93,7 +93,7 @@ class Chooser:
             order = sorted(predicted, key=lambda scheme: (predicted[scheme], scheme))
             worth: dict[tuple[Edge, ...], Scheme] = {}
             for scheme in order:
-                if predicted[scheme] <= _WORTH * predicted[order[0]]:
+                if len(worth) < 2 or predicted[scheme] <= _WORTH * predicted[order[0]]:
                     # With one worker on a node schemes may come to the same messages.
                     worth.setdefault(self._plan(scheme, tuple(sorted(tokens))).edges, scheme)
             load = self._loads[key] = _Load(predicted, order[0])
