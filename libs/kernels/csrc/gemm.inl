@@ -183,8 +183,11 @@ void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0
 
 // A row of nibbles, wide. Of each 32 elements, sixteen bytes: element i in the lower half of byte i, element 16 + i
 // in the upper.
-inline void widen_i4(const uint8_t *from, const float *scale, int64_t group, int64_t count, float *to) {
-    for (int64_t i = 0; i < count; i += 32, from += 16, to += 32) unpack_i4(from, scale[i / group], to);
+inline void widen_i4(const uint8_t *from, const Pair *pairs, int64_t group, int64_t count, float *to) {
+    for (int64_t i = 0; i < count; i += 32, from += 16, to += 32) {
+        const Pair pair = pairs[i / group];
+        unpack_i4(from, f16_to_float(pair.scale), f16_to_float(pair.shift), to);
+    }
 }
 
 // gemm() with int4 weights: rows are widened first, always, so that one token's bits are those of many.
@@ -199,8 +202,8 @@ void gemm_i4(const X &x, int64_t tokens, int64_t k, const Weights &w, int64_t n0
         for (int64_t r = 0; r < 4; ++r) {
             rows[r] = wide + (r < count ? r : 0) * stride;
             if (r < count)
-                widen_i4(static_cast<const uint8_t *>(row_of(w, n + r, k)), w.scale + (n + r) * groups, w.group, k,
-                         wide + r * stride);
+                widen_i4(static_cast<const uint8_t *>(row_of(w, n + r, k)),
+                         static_cast<const Pair *>(w.scale) + (n + r) * groups, w.group, k, wide + r * stride);
         }
         const void *next = n + 4 < n1 ? row_of(w, n + 4, k) : after;
         rows4<F32>(x, tokens, k, rows, next, 2 * k, [&](int64_t t, const float *values) { out(t, n, values, count); });
@@ -210,19 +213,41 @@ void gemm_i4(const X &x, int64_t tokens, int64_t k, const Weights &w, int64_t n0
 template <class X, class Out>
 void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
               const Out &out) {
+    const auto scaled = [&](int64_t t, int64_t n, const float *values, int64_t count) {
+        float products[kBlockRows];
+        const float *scale = static_cast<const float *>(w.scale) + n;
+        for (int64_t i = 0; i < count; ++i) products[i] = values[i] * scale[i];
+        out(t, n, products, count);
+    };
+#if JANUS_PANELS
+    (void)after;
+    const auto plain = [&](auto type, const auto &out) {
+        using W = decltype(type);
+        const auto *data = static_cast<const typename W::T *>(w.data);
+        panels<Plain<W>>(x, tokens, k, [=](int64_t n) { return data + n * k; }, n0, n1, out);
+    };
+    switch (w.dtype) {
+        case DType::f32: return plain(F32{}, out);
+        case DType::bf16: return plain(BF16{}, out);
+        case DType::f16: return plain(F16{}, out);
+        case DType::i8: return plain(I8{}, scaled);
+        case DType::i4: {
+            const auto *data = static_cast<const uint8_t *>(w.data);
+            const int shift = __builtin_ctzll(w.group);
+            const auto *pairs = static_cast<const Pair *>(w.scale);
+            const auto row = [=](int64_t n) { return Nibbles::Row{data + n * k / 2, pairs + n * (k >> shift), shift}; };
+            return panels<Nibbles>(x, tokens, k, row, n0, n1, out);
+        }
+    }
+#else
     switch (w.dtype) {
         case DType::f32: return gemm<F32>(x, tokens, k, w.data, n0, n1, after, out);
         case DType::bf16: return gemm<BF16>(x, tokens, k, w.data, n0, n1, after, out);
         case DType::f16: return gemm<F16>(x, tokens, k, w.data, n0, n1, after, out);
-        case DType::i8:
-            return gemm<I8>(x, tokens, k, w.data, n0, n1, after,
-                            [&](int64_t t, int64_t n, const float *values, int64_t count) {
-                                float scaled[8];
-                                for (int64_t i = 0; i < count; ++i) scaled[i] = values[i] * w.scale[n + i];
-                                out(t, n, scaled, count);
-                            });
+        case DType::i8: return gemm<I8>(x, tokens, k, w.data, n0, n1, after, scaled);
         case DType::i4: return gemm_i4(x, tokens, k, w, n0, n1, after, out);
     }
+#endif
 }
 
 inline void put(float *to, const float *values, const float *bias, int64_t count) {
@@ -272,7 +297,7 @@ void down_add(const float *h, int64_t h_stride, const int32_t *rows, const doubl
     gemm_any([=](int64_t t) { return h + t * h_stride; }, tokens, k, down, n0, n1, after,
              [=](int64_t t, int64_t n, const float *values, int64_t count) {
                  const double scale = weight[t];
-                 float biased[8];
+                 float biased[kBlockRows];
                  put(biased, values, down.bias ? down.bias + n : nullptr, count);
                  double *o = out + static_cast<int64_t>(rows[t]) * n_total + n;
                  for (int64_t i = 0; i < count; ++i)

@@ -9,14 +9,19 @@
 
 namespace janus {
 
-// i8: weight = scale of its row * byte. i4: scale of its group * (nibble - 8), see widen_i4(). Weights only.
+// i8: weight = scale of its row * byte. i4: scale * nibble + shift of its group, see widen_i4(). Weights only.
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i4 = 4 };
+
+// Of a group of int4: float16, so that scale * nibble is exact in float and fused or not makes no difference.
+struct Pair {
+    uint16_t scale, shift;
+};
 
 struct Weights {
     const void *data;  // [N, K], rows contiguous
     DType dtype;
     const float *bias = nullptr;  // [N] or null, added to the products
-    const float *scale = nullptr;  // i8: [N]; i4: [N, K / group]
+    const void *scale = nullptr;   // i8: float [N]; i4: Pair [N, K / group]
     int64_t group = 0;             // elements of a row that share a scale, a multiple of 32
 };
 

@@ -18,6 +18,7 @@ constexpr int kTokens = JANUS_TOKENS;     // tokens of a register tile of four w
 constexpr bool kWideRows = JANUS_WIDE;    // whether eight rows by one token fit the registers
 constexpr int kSums = 4 * kTokens;        // Parts that fit the registers beside what is being loaded
 constexpr int64_t kPass = 512 * (3 - kParts);  // elements of a row taken at once
+constexpr int64_t kBlockRows = 64;        // weight rows whose results are written together, at most
 constexpr int64_t kLine = 64;             // bytes of a cache line
 constexpr int64_t kLineFloats = 16;
 constexpr double kGrid = 1.5 * 262144.0;  // adding and subtracting it rounds to a multiple of 2^-34
@@ -41,12 +42,13 @@ JANUS_INLINE void unroll(const F &f) {
     unroll_over(f, std::make_integer_sequence<int, N>{});
 }
 
-// A thread's own buffers; one of a slot is lost when the slot is asked for more.
+// A thread's own buffers, from a cache line's begin on; one of a slot is lost when the slot is asked for more.
 inline float *scratch(int slot, int64_t floats) {
     thread_local std::vector<float> buffers[6];
     auto &buffer = buffers[slot];
-    if (static_cast<int64_t>(buffer.size()) < floats) buffer.resize(floats);
-    return buffer.data();
+    if (static_cast<int64_t>(buffer.size()) < floats + kLineFloats) buffer.resize(floats + kLineFloats);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(buffer.data());
+    return reinterpret_cast<float *>((begin + kLine - 1) & ~static_cast<uintptr_t>(kLine - 1));
 }
 
 template <class W>
@@ -77,6 +79,10 @@ inline float largest(const float *values, int64_t count) {
     for (int64_t j = 1; j < kLanes; ++j) tops[0] = tops[j] > tops[0] ? tops[j] : tops[0];
     return tops[0];
 }
+
+#if JANUS_PANELS
+#include "panels.inl"
+#endif
 
 #include "gemm.inl"
 

@@ -2,4 +2,5 @@
 #define JANUS_NAME "avx2"
 #define JANUS_TOKENS 3
 #define JANUS_WIDE false
+#define JANUS_PANELS 1
 #include "kernels.inl"

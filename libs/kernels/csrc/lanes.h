@@ -96,14 +96,14 @@ inline void interleave(Eight &even, Eight &odd) {
     odd = _mm256_permute2f128_ps(low, high, 0x31);
 }
 inline Eight eight_f16(const uint16_t *p) { return _mm256_cvtph_ps(load_128(p)); }
-// to[i] = scale * (lower half of byte i - 8), to[16 + i] = scale * (upper half - 8).
-inline void unpack_i4(const uint8_t *from, float scale, float *to) {
-    const __m128i bytes = load_128(from), mask = _mm_set1_epi8(15), middle = _mm_set1_epi8(8);
-    const __m256 all = _mm256_set1_ps(scale);
+// to[i] = scale * (lower half of byte i) + shift, to[16 + i] = scale * (upper half) + shift.
+inline void unpack_i4(const uint8_t *from, float scale, float shift, float *to) {
+    const __m128i bytes = load_128(from), mask = _mm_set1_epi8(15);
     const auto put = [&](__m128i nibbles, float *at) {
-        const __m128i q = _mm_sub_epi8(nibbles, middle);
-        _mm256_storeu_ps(at, _mm256_mul_ps(all, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q))));
-        _mm256_storeu_ps(at + 8, _mm256_mul_ps(all, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(q, 8)))));
+        for (int half = 0; half < 2; ++half, at += 8, nibbles = _mm_srli_si128(nibbles, 8)) {
+            const __m256 q = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(nibbles));
+            _mm256_storeu_ps(at, _mm256_fmadd_ps(q, _mm256_set1_ps(scale), _mm256_set1_ps(shift)));
+        }
     };
     put(_mm_and_si128(bytes, mask), to);
     put(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), to + 16);
@@ -161,6 +161,14 @@ inline Part load_i8(const int8_t *p) {
 }
 inline void store(float *p, Part v) { _mm256_storeu_ps(p, v); }
 inline Part fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+inline Part all_f16(uint16_t bits) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))); }
+// nibble * scale + shift of the lower (H = 0) or upper halves of eight bytes.
+template <int H>
+inline Part load_i4(const uint8_t *p, Part scale, Part shift) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    const __m256i q = H ? _mm256_srli_epi32(wide, 4) : _mm256_and_si256(wide, _mm256_set1_epi32(15));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(q), scale, shift);
+}
 
 #else
 
@@ -228,10 +236,10 @@ inline Eight eight_f16(const uint16_t *p) {
     for (int i = 0; i < 8; ++i) out.v[i] = f16_to_float(p[i]);
     return out;
 }
-inline void unpack_i4(const uint8_t *from, float scale, float *to) {
+inline void unpack_i4(const uint8_t *from, float scale, float shift, float *to) {
     for (int i = 0; i < 16; ++i) {
-        to[i] = scale * static_cast<float>((from[i] & 15) - 8);
-        to[16 + i] = scale * static_cast<float>((from[i] >> 4) - 8);
+        to[i] = fma_one(scale, static_cast<float>(from[i] & 15), shift);
+        to[16 + i] = fma_one(scale, static_cast<float>(from[i] >> 4), shift);
     }
 }
 inline Eight add(const Eight &a, const Eight &b) {

@@ -24,7 +24,7 @@ namespace {
 void linear(uintptr_t x, int64_t tokens, int64_t k, uintptr_t w, int dtype, uintptr_t bias, uintptr_t scale,
             int64_t group, int64_t n, uintptr_t out) {
     nb::gil_scoped_release release;
-    const Weights weights{at<void>(w), static_cast<DType>(dtype), at<float>(bias), at<float>(scale), group};
+    const Weights weights{at<void>(w), static_cast<DType>(dtype), at<float>(bias), at<void>(scale), group};
     over_rows(n, tokens * k * n, [&](int64_t n0, int64_t n1) {
         kernels().linear(at<float>(x), k, tokens, k, weights, n0, n1, nullptr, n, at<float>(out));
     });
@@ -218,9 +218,9 @@ NB_MODULE(_native, m) {
                        uintptr_t up_bias, uintptr_t down_bias, uintptr_t gate_scale, uintptr_t up_scale,
                        uintptr_t down_scale, int64_t group) {
             const DType dtype = t.dtype();
-            t.set(expert, {{at<void>(gate), dtype, at<float>(gate_bias), at<float>(gate_scale), group},
-                           {at<void>(up), dtype, at<float>(up_bias), at<float>(up_scale), group},
-                           {at<void>(down), dtype, at<float>(down_bias), at<float>(down_scale), group}});
+            t.set(expert, {{at<void>(gate), dtype, at<float>(gate_bias), at<void>(gate_scale), group},
+                           {at<void>(up), dtype, at<float>(up_bias), at<void>(up_scale), group},
+                           {at<void>(down), dtype, at<float>(down_bias), at<void>(down_scale), group}});
         })
         .def("run", [](ExpertTable &t, uintptr_t x, uintptr_t ids, uintptr_t mine, uintptr_t weights, int64_t tokens,
                        int64_t topk,

@@ -17,13 +17,22 @@ import numpy as np
 import torch
 from janus_kernels import POLICIES, ReplicaLayout, schedule
 from janus_kernels.native import NATIVE, describe, set_num_threads
-from janus_kernels.ops import ExpertSet, ExpertWeights, expert_ffn, linear, new_pages, paged_attention
+from janus_kernels.ops import (
+    ExpertSet,
+    ExpertWeights,
+    expert_ffn,
+    linear,
+    new_pages,
+    paged_attention,
+    quantize_expert,
+)
 
 from janus_bench.errors import BenchError
 
 HIDDEN, INNER, EXPERTS, TOPK = 1024, 512, 64, 8
 SLOTS, LAYER_EXPERTS, LAYER_TOPK = 27, 160, 6
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+QUANTIZED = ("int8", "int4")
 Row = dict[str, Any]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
@@ -103,15 +112,26 @@ def torch_experts(experts: ExpertSet, per_expert: int) -> Callable[[], object]:
     return call
 
 
+def torch_batched(experts: ExpertSet, per_expert: int) -> Callable[[], object]:
+    """The same products by torch, all experts at once from stacked weights: what equal numbers of tokens allow."""
+    parts = [torch.stack([getattr(e, p) for e in experts.values()]) for p in ("gate", "up", "down")]
+    gate, up, down = (part.transpose(1, 2) for part in parts)
+    x = torch.randn(EXPERTS, per_expert, HIDDEN)
+    return lambda: torch.bmm(torch.nn.functional.silu(torch.bmm(x, gate)) * torch.bmm(x, up), down)
+
+
 def bench_experts(machine: Machine, rounds: int) -> Iterator[Row]:
-    """Shares of bandwidth and peak by dtype and tokens per expert."""
-    for name, dtype in DTYPES.items():
-        experts = make_experts(dtype)
-        size = EXPERTS * 3 * HIDDEN * INNER * dtype.itemsize
+    """Shares of bandwidth and peak by kind of weights and tokens per expert."""
+    for name in (*DTYPES, *QUANTIZED):
+        experts = make_experts(DTYPES.get(name, torch.float32))
+        if name in QUANTIZED:
+            experts = ExpertSet({e: quantize_expert(w, name) for e, w in experts.items()})
+        size = sum(t.nbytes for e in experts.values() for t in (e.gate, e.up, e.down, *(e.scales or ())))
         for per_expert in (1, 2, 4, 8, 16, 64):
             cases = {"ours": routed(experts, per_expert * EXPERTS // TOPK, EXPERTS), **machine.probes()}
             if name == "fp32":
                 cases["torch"] = torch_experts(experts, per_expert)
+                cases["batched"] = torch_batched(experts, per_expert)
             times = machine.medians(rounds, **cases)
             rate = per_expert * EXPERTS * 6 * HIDDEN * INNER / times["ours"]
             yield {
@@ -120,6 +140,7 @@ def bench_experts(machine: Machine, rounds: int) -> Iterator[Row]:
                 "of read bandwidth": size / times["ours"] / machine.bandwidth(times),
                 "GFLOP/s": rate / 1e9, "of FMA peak": rate / machine.peak(times),
                 "torch ms": times["torch"] * 1e3 if "torch" in times else None,
+                "torch bmm ms": times["batched"] * 1e3 if "batched" in times else None,
             }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def picture(layer: dict[str, list[Row]], policies: list[Row], path: Path) -> None:
-    """Layer latency (left, middle) and a_max by policy (right), as a PNG. BenchError without matplotlib."""
+    """Layer latency (above) and a_max by policy and instances (below), as a PNG. BenchError without matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
@@ -62,21 +62,37 @@ def picture(layer: dict[str, list[Row]], policies: list[Row], path: Path) -> Non
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8))
+    figure = pyplot.figure(figsize=(14, 7.4))
+    above, below = figure.subfigures(2, 1)
+    axes = above.subplots(1, 2)
     for ax, what, label in ((axes[0], "distinct", "experts"), (axes[1], "tokens", "tokens")):
         for name in DTYPES:
             rows = [row for row in layer[what] if row["weights"] == name]
             ax.plot([row[label] for row in rows], [row["ms"] for row in rows], marker="o", label=name)
         ax.set(ylabel="ms per layer", ylim=(0, None))
         ax.legend()
-    axes[0].set(xlabel="distinct activated experts (16 tokens)")
-    axes[1].set(xlabel="tokens (64 experts, top-8)", xscale="log")
-    chosen = [row for row in policies if row["routing"] == "uniform" and row["instances"] == 16]
-    for policy in POLICIES:
-        axes[2].plot(
-            [row["tokens"] for row in chosen], [row[policy] for row in chosen], marker="o", label=policy
+    axes[0].set(xlabel="distinct activated experts (16 tokens)", xlim=(0, None))
+    axes[1].set(xlabel="tokens (64 experts, top-8: 8 tokens are one per expert)", xscale="log")
+    counts = sorted({row["instances"] for row in policies})
+    axes = below.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    for ax, instances in zip(axes, counts, strict=True):
+        for routing, line in (("uniform", "-"), ("skewed", ":")):
+            rows = [row for row in policies if (row["routing"], row["instances"]) == (routing, instances)]
+            for i, policy in enumerate(POLICIES):
+                ax.plot(
+                    [row["tokens"] for row in rows], [row[policy] for row in rows], line, marker=".",
+                    color=f"C{i}", label=policy if routing == "uniform" else None,
+                )  # fmt: skip
+        ax.set(
+            xlabel="tokens",
+            xscale="log",
+            ylim=(0, None),
+            title=f"{instances} instances of 27 slots, E=160, top-6",
         )
-    axes[2].set(xlabel="tokens (E=160, 16 x 27 slots, top-6)", ylabel="a_max", xscale="log", ylim=(0, None))
-    axes[2].legend()
-    figure.tight_layout()
+        ax.title.set_fontsize("small")
+    axes[0].set(ylabel="a_max (solid: uniform, dotted: skewed)")
+    axes[0].legend(fontsize="small")
+    above.subplots_adjust(left=0.05, right=0.99, bottom=0.16, top=0.95)
+    below.subplots_adjust(left=0.05, right=0.99, bottom=0.14, top=0.9, wspace=0.06)
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -42,7 +42,7 @@ def _quantized_linear(
     out = torch.empty(tokens, rows)
     _native.linear(
         x.data_ptr(), tokens, width, data.data_ptr(), _QUANTIZED[data.dtype], _address(bias), scale.data_ptr(),
-        width // scale[0].numel() if rows else 0, rows, out.data_ptr(),
+        width // scale.shape[1] if data.dtype == torch.uint8 else 0, rows, out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -171,7 +171,7 @@ def _table(experts: ExpertMapping) -> Any:
             shapes = tuple(e.gate.shape), tuple(e.up.shape), tuple(e.down.shape)
             raise ValueError(f"expert {expert} has the shapes {shapes}; its peers' gate is {wide}")
     table = _native.ExpertTable(max(experts) + 1, hidden, inner, code)
-    group = 0 if one.scales is None else hidden // one.scales[0][0].numel()
+    group = hidden // one.scales[0].shape[1] if one.scales and code == _QUANTIZED[torch.uint8] else 0
     for expert, e in experts.items():
         every = (e.gate, e.up, e.down, e.gate_bias, e.up_bias, e.down_bias, *(e.scales or (None, None, None)))
         table.set(expert, *(_address(part) for part in every), group)

@@ -88,7 +88,7 @@ class ExpertWeights:
     down_bias: torch.Tensor | None = None
     """[d]"""
     scales: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    """fp32, of gate, up and down."""
+    """Of gate, up and down: fp32 [N] of int8, fp16 [N, K / group, 2] of uint8."""
 
     def __post_init__(self) -> None:
         for name, weight in (("gate", self.gate), ("up", self.up), ("down", self.down)):
@@ -101,8 +101,12 @@ class ExpertWeights:
                 raise ValueError(
                     f"ExpertWeights: weights with scales are {weight.dtype}; expected int8 or uint8"
                 )
-            more = self.scales[i].shape[1:]
-            check("ExpertWeights", "a scale", self.scales[i], torch.float32, weight.shape[0], *more)
+            scale, rows = self.scales[i], weight.shape[0]
+            if weight.dtype == torch.int8:
+                check("ExpertWeights", "a scale", scale, torch.float32, rows)
+            else:
+                groups = scale.shape[1] if scale.dim() > 1 else 1
+                check("ExpertWeights", "a scale", scale, torch.float16, rows, groups, 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,239 @@
+// Products of weight rows and token rows where a register holds half of the sixteen sums (AVX2). Included by
+// kernels.inl.
+//
+// Four rows a quarter of a block apart are read side by side, so that each is followed by the next of its stream: the
+// processor fetches four long streams by itself, faster than any instruction asks it to. Token rows are packed in
+// the order in which they are read; beyond a few tokens, so are the four weight rows, widened once for all of them.
+
+constexpr int64_t kFew = 8;           // tokens, at most, for which weights are taken as they lie
+constexpr int64_t kFewNibbles = 3;    // of int4, whose widening costs more
+constexpr int64_t kFewChunk = 32;     // sixteens of a row that all tokens take before the next ones
+constexpr int64_t kManyChunk = 64;
+
+// Element types of weights, a row of them, and how sixteens are read: the half that begins at element i of a row.
+template <class W>
+struct Plain {
+    using Row = const typename W::T *;
+    static constexpr int kSteps = 1;  // sixteens that are read together
+    static constexpr int64_t kBits = 8 * sizeof(typename W::T);
+    struct Sixteens {
+        Row row;
+    };
+    static Sixteens at(Row row, int64_t i) { return {row + i}; }
+    template <int P>
+    static Part load(const Sixteens &s) { return W::load(s.row + P * kWidth); }
+    static const char *bytes_at(Row row, int64_t i) { return reinterpret_cast<const char *>(row + i); }
+};
+
+struct Nibbles {
+    struct Row {
+        const uint8_t *data;
+        const Pair *pairs;
+        int shift;  // of an element's number to that of its pair
+    };
+    static constexpr int kSteps = 2;
+    static constexpr int64_t kBits = 4;
+    struct Sixteens {
+        const uint8_t *data;
+        Part scale, shift;
+    };
+    static Sixteens at(const Row &row, int64_t i) {
+        const Pair &pair = row.pairs[i >> row.shift];
+        return {row.data + i / 2, all_f16(pair.scale), all_f16(pair.shift)};
+    }
+    template <int P>
+    static Part load(const Sixteens &s) { return load_i4<P / kParts>(s.data + P % kParts * kWidth, s.scale, s.shift); }
+    static const char *bytes_at(const Row &row, int64_t i) { return reinterpret_cast<const char *>(row.data + i / 2); }
+};
+
+// A token into its place c of a group of `count`: elements in chunks of so many sixteens; of a chunk first one half
+// of all its sixteens, then the other, each [sixteens][count][kWidth]. So a single token stays in order. What is past
+// a whole number of sixteens is a chunk of its own, with zeros after it.
+inline void pack_token(const float *x, int64_t k, int64_t chunk, int count, int c, float *to) {
+    const int64_t whole = k / kLanes;
+    const auto put = [&](const float *from, int64_t s, int64_t first, int64_t size) {
+        float *at = to + (first * kParts * count + (s - first) * count + c) * kWidth;
+        for (int p = 0; p < kParts; ++p) store(at + p * size * count * kWidth, load(from + p * kWidth));
+    };
+    if (count == 1) std::memcpy(to, x, whole * kLanes * sizeof(float));
+    else
+        for (int64_t first = 0; first < whole; first += chunk) {
+            const int64_t size = std::min(chunk, whole - first);
+            for (int64_t s = first; s < first + size; ++s) put(x + s * kLanes, s, first, size);
+        }
+    if (whole * kLanes == k) return;
+    float tail[kLanes] = {};
+    std::memcpy(tail, x + whole * kLanes, (k - whole * kLanes) * sizeof(float));
+    put(tail, whole, whole, 1);
+}
+
+// What to fetch while a panel is computed: the first `lines` cache lines from each of four places on.
+struct Ask {
+    const char *at[4];
+    int64_t lines;
+};
+
+// Continues the sums [kParts][4][C][kWidth] of four rows by C tokens over elements [i0, i1), whole sixteens. The
+// first pass over `w` is left to the processor's own fetching; `ask` is for those after it.
+template <class W, int C>
+JANUS_NOINLINE void panel(const typename W::Row (&w)[4], const float *x, int64_t i0, int64_t i1, bool first, float *sums,
+                          Ask &ask, bool again) {
+    constexpr int PN = C == 1 ? kParts : 1;
+    const auto half = [&](auto part) {
+        Part acc[4][C][PN];
+        float *at = sums + part * 4 * C * kWidth;
+        const auto each = [&](auto f) {
+            unroll<PN>([&](auto p) { unroll<4>([&](auto r) { unroll<C>([&](auto c) { f(r, c, p); }); }); });
+        };
+        if (first) each([&](auto r, auto c, auto p) { acc[r][c][p] = zero(); });
+        else each([&](auto r, auto c, auto p) { acc[r][c][p] = load(at + ((p * 4 + r) * C + c) * kWidth); });
+        int64_t left = again || part ? 4 * ask.lines : 0;
+        for (int64_t i = i0; i < i1; i += W::kSteps * kLanes, x += W::kSteps * PN * C * kWidth) {
+            unroll<4>([&](auto r) {
+                const auto sixteens = W::at(w[r], i);
+                unroll<W::kSteps>([&](auto h) {
+                    unroll<PN>([&](auto p) {
+                        const Part wv = W::template load<h * kParts + part + p>(sixteens);
+                        unroll<C>([&](auto c) { acc[r][c][p] = fma(wv, load(x + ((h * PN + p) * C + c) * kWidth), acc[r][c][p]); });
+                    });
+                });
+            });
+            if (left > 0) {
+                --left;
+                prefetch_near(ask.at[left & 3]);
+                ask.at[left & 3] += kLine;
+            }
+        }
+        each([&](auto r, auto c, auto p) { store(at + ((p * 4 + r) * C + c) * kWidth, acc[r][c][p]); });
+    };
+    half(Size<0>{});
+    if constexpr (PN < kParts) half(Size<1>{});
+}
+
+// Four rows, wide: elements in chunks; of a chunk first one half of all its sixteens, then the other, each
+// [sixteens][4][kWidth]. Whole sixteens only.
+template <class W>
+JANUS_NOINLINE void pack_rows(const typename W::Row (&w)[4], int64_t i0, int64_t i1, float *to) {
+    const int64_t half = (i1 - i0) / kParts * 4;
+    for (int64_t i = i0; i < i1; i += W::kSteps * kLanes, to += W::kSteps * 4 * kWidth)
+        unroll<4>([&](auto r) {
+            const auto sixteens = W::at(w[r], i);
+            unroll<W::kSteps * kParts>([&](auto p) {
+                store(to + p % kParts * half + (p / kParts * 4 + r) * kWidth, W::template load<p>(sixteens));
+            });
+        });
+}
+
+// The `count` elements from i on, fewer than sixteen, as pack_rows() does, with zeros after them.
+template <class W>
+void pack_tail(const typename W::Row (&w)[4], int64_t i, int64_t count, float *to) {
+    std::remove_const_t<std::remove_pointer_t<typename W::Row>> tails[4][kLanes] = {};
+    typename W::Row rows[4];
+    for (int r = 0; r < 4; ++r) std::copy_n(w[r] + i, count, tails[r]), rows[r] = tails[r];
+    pack_rows<W>(rows, 0, kLanes, to);
+}
+
+// panel() of packed rows: one half of `steps` sixteens, sums [4][C][kWidth].
+template <int C>
+JANUS_NOINLINE void packed_panel(const float *w, const float *x, int64_t steps, bool first, float *sums) {
+    Part acc[4][C];
+    const auto each = [&](auto f) { unroll<4>([&](auto r) { unroll<C>([&](auto c) { f(r, c); }); }); };
+    if (first) each([&](auto r, auto c) { acc[r][c] = zero(); });
+    else each([&](auto r, auto c) { acc[r][c] = load(sums + (r * C + c) * kWidth); });
+    for (const float *end = w + steps * 4 * kWidth; w < end; w += 4 * kWidth, x += C * kWidth) {
+        Part xv[C];
+        unroll<C>([&](auto c) { xv[c] = load(x + c * kWidth); });
+        unroll<4>([&](auto r) {
+            const Part wv = load(w + r * kWidth);
+            unroll<C>([&](auto c) { acc[r][c] = fma(wv, xv[c], acc[r][c]); });
+        });
+    }
+    each([&](auto r, auto c) { store(sums + (r * C + c) * kWidth, acc[r][c]); });
+}
+
+// The products of four rows by C tokens: to[c][r * apart], token rows of kBlockRows.
+template <int C>
+JANUS_INLINE void finish_panel(const float *sums, float *to, int64_t apart) {
+    const auto half = [&](int r, int c) {
+        const float *at = sums + (r * C + c) * kWidth;
+        return fold(at, at + 4 * C * kWidth);
+    };
+    for (int c = 0; c < C; c += 2) {
+        Half eight[8];
+        for (int r = 0; r < 4; ++r) eight[r] = half(r, c), eight[4 + r] = c + 1 < C ? half(r, c + 1) : half_zero();
+        float values[8];
+        finish(eight, values);
+        for (int j = 0; j < 8 && c + j / 4 < C; ++j) to[(c + j / 4) * kBlockRows + j % 4 * apart] = values[j];
+    }
+}
+
+// out(t, n, values, count): the products of token t with rows n .. n + count of [n0, n1), count up to kBlockRows.
+// row(n): a row of the weights.
+template <class W, class X, class RowOf, class Out>
+void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0, int64_t n1, const Out &out) {
+    constexpr int64_t few = W::kSteps == 1 ? kFew : kFewNibbles, room = 4 * kTokens * kLanes;
+    const int64_t whole = k / kLanes * kLanes, padded = (k + kLanes - 1) / kLanes * kLanes;
+    const int64_t groups = (tokens + kTokens - 1) / kTokens, passes = tokens == 1 ? 1 : groups * kParts;
+    const bool pack = tokens > few;
+    const int64_t chunk = tokens == 1 ? std::max<int64_t>(1, whole / kLanes) : pack ? kManyChunk : kFewChunk;
+    float *packed = scratch(4, tokens * padded), *sums = scratch(3, groups * room);
+    float *results = scratch(5, tokens * kBlockRows), *wide = scratch(0, 4 * kLanes * kManyChunk);
+    const auto each_group = [&](const auto &f) {
+        for (int64_t g = 0; g < groups; ++g) {
+            const int64_t t0 = tokens * g / groups, count = tokens * (g + 1) / groups - t0;
+            float *mine = sums + g * room;
+            switch (count) {
+                case 1: f(Size<1>{}, t0, mine); break;
+                case 2: f(Size<2>{}, t0, mine); break;
+                default: f(Size<3>{}, t0, mine); break;
+            }
+        }
+    };
+    each_group([&](auto size, int64_t t0, float *) {
+        for (int c = 0; c < size; ++c) pack_token(x(t0 + c), k, chunk, size, c, packed + t0 * padded);
+    });
+    // Both halves of `wide`, elements [i0, i1), by all tokens.
+    const auto by_all = [&](int64_t i0, int64_t i1, Ask ask) {
+        const int64_t half = (i1 - i0) / kParts;
+        each_group([&](auto size, int64_t t0, float *mine) {
+            constexpr int C = decltype(size)::value;
+            for (int part = 0; part < kParts; ++part) {
+                for (int64_t j = 0; j < ask.lines; ++j)
+                    unroll<4>([&](auto r) { prefetch(ask.at[r]), ask.at[r] += kLine; });
+                packed_panel<C>(wide + part * half * 4, packed + t0 * padded + i0 * C + part * half * C,
+                                (i1 - i0) / kLanes, i0 == 0, mine + part * 4 * C * kWidth);
+            }
+        });
+    };
+    for (int64_t n = n0; n < n1; n += kBlockRows) {
+        const int64_t count = std::min(kBlockRows, n1 - n), quarter = (count + 3) / 4;
+        for (int64_t i = 0; i < quarter; ++i) {
+            typename W::Row rows[4];
+            for (int r = 0; r < 4; ++r) rows[r] = row(n + std::min(r * quarter + i, count - 1));
+            for (int64_t i0 = 0; i0 < whole; i0 += chunk * kLanes) {
+                const int64_t i1 = std::min(i0 + chunk * kLanes, whole);
+                Ask ask{};
+                for (int r = 0; r < 4; ++r) ask.at[r] = W::bytes_at(rows[r], i1);
+                if (passes > 1) ask.lines = ((i1 - i0) * W::kBits / 8 / kLine + passes - 2) / (passes - 1);
+                if (pack) {
+                    pack_rows<W>(rows, i0, i1, wide);
+                    by_all(i0, i1, ask);
+                } else {
+                    each_group([&](auto size, int64_t t0, float *mine) {
+                        constexpr int C = decltype(size)::value;
+                        panel<W, C>(rows, packed + t0 * padded + i0 * C, i0, i1, i0 == 0, mine, ask, t0 > 0);
+                    });
+                }
+            }
+            if constexpr (W::kSteps == 1)
+                if (whole < k) {
+                    pack_tail<W>(rows, whole, k - whole, wide);
+                    by_all(whole, padded, Ask{});
+                }
+            each_group([&](auto size, int64_t t0, float *mine) {
+                finish_panel<decltype(size)::value>(mine, results + t0 * kBlockRows + i, quarter);
+            });
+        }
+        for (int64_t t = 0; t < tokens; ++t) out(t, n, results + t * kBlockRows, count);
+    }
+}
