@@ -63,7 +63,8 @@ def picture(layer: dict[str, list[Row]], policies: list[Row], path: Path) -> Non
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(14, 7.4))
-    above, below = figure.subfigures(2, 1)
+    halves: Any = figure.subfigures(2, 1)
+    above, below = halves
     axes = above.subplots(1, 2)
     for ax, what, label in ((axes[0], "distinct", "experts"), (axes[1], "tokens", "tokens")):
         for name in DTYPES:
