@@ -68,6 +68,21 @@ def test_backends_draw_the_same_tokens(compute: str, arguments: dict[str, float]
     assert draws(60, logits, **arguments) == expected
 
 
+@pytest.mark.skipif(NATIVE is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize("arguments", [*LIMITS, {"top_p": 0.999}, {"top_p": 0.95, "min_p": 0.1}])
+@pytest.mark.parametrize("scale", [0.3, 2.0, 9.0])
+def test_large_vocabularies_with_ties(scale: float, arguments: dict[str, float]) -> None:
+    """Enough that is kept for every way of sorting it; half of the tokens are forbidden, many are equal."""
+    draw = torch.Generator().manual_seed(3)
+    logits = (torch.randn(40_000, generator=draw) * scale * 8).round() / 8
+    logits[torch.rand(40_000, generator=draw) < 0.5] = float("-inf")
+    found = {}
+    for name in ("native", "torch"):
+        with use_backend(name):
+            found[name] = draws(12, logits, temperature=0.8, **arguments)
+    assert found["native"] == found["torch"]
+
+
 def test_bad_temperature(compute: str) -> None:
     with pytest.raises(ValueError, match="temperature = -1"):
         sample(LOGITS, temperature=-1.0, seed=0, index=0)

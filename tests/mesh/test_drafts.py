@@ -100,8 +100,8 @@ def test_rows_of_a_batch_with_drafts() -> None:
     ]
     step = build(pieces, block_size=4)
     assert step.token_ids.tolist() == [12, 13, 14, 20, 21, 30, 31]
-    assert step.meta.positions.tolist() == [2, 3, 4, 0, 1, 0, 1]
-    assert step.meta.slots.tolist() == [14, 15, 0, 20, 21, 24, 25]
-    assert step.meta.context_lens.tolist() == [5, 2, 2]
+    assert step.lanes[0].positions.tolist() == [2, 3, 4, 0, 1, 0, 1]
+    assert step.lanes[0].slots.tolist() == [14, 15, 0, 20, 21, 24, 25]
+    assert step.lanes[0].context_lens.tolist() == [5, 2, 2]
     assert torch.equal(step.last_rows, torch.tensor([0, 1, 2, 6]))
     assert [piece.rows for piece in pieces] == [3, 0, 1]

@@ -58,6 +58,8 @@ class KvCache:
             self.keys = torch.empty(shape, dtype=dtype, device=device)
             self.values = self.keys[..., :latent_dim]
         self._latent = latent_dim is not None
+        self.layers = [(self.keys[layer], self.values[layer]) for layer in range(num_layers)]
+        """Each layer's keys and values, views."""
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -70,9 +72,10 @@ class KvCache:
         self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor
     ) -> None:
         """Store [T, Hkv, hd] keys and values at flat slots."""
-        store_rows(self.keys[layer], key_TKH, slots_T)
-        store_rows(self.values[layer], value_TKH, slots_T)
+        keys, values = self.layers[layer]
+        store_rows(keys, key_TKH, slots_T)
+        store_rows(values, value_TKH, slots_T)
 
     def write_latent(self, layer: int, entry_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
         """Store [T, 1, head_dim], latents with their rotary keys, at flat slots."""
-        store_rows(self.keys[layer], entry_TKH, slots_T)
+        store_rows(self.layers[layer][0], entry_TKH, slots_T)

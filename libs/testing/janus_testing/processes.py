@@ -32,6 +32,8 @@ class ProcessMesh(InProcessMesh):
         experts: int = 1,
         threads: int = 1,
         dtype: str = "float32",
+        expert_dtype: str = "",
+        attention_dtype: str = "same",
         attention_options: AttentionOptions | None = None,
         timeout_s: float = 120.0,
         namespaces: Nodes | None = None,
@@ -42,8 +44,11 @@ class ProcessMesh(InProcessMesh):
             model_dir, attention=attention, experts=experts, transport="ucx", timeout_s=timeout_s,
             attention_options=attention_options, **options,
         )  # fmt: skip
-        self._threads, self._dtype = threads, dtype
         self._namespaces = namespaces
+        self._threads = threads
+        self._dtypes = {
+            "dtype": dtype, "expert_dtype": expert_dtype or dtype, "attention_dtype": attention_dtype,
+        }  # fmt: skip
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def pid(self, worker: Worker) -> int:
@@ -66,8 +71,8 @@ class ProcessMesh(InProcessMesh):
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         options |= {
-            "model": str(self.model_dir), "dtype": self._dtype, "transport": "ucx", "threads": self._threads,
-            "member": member, "log_level": "warning", "device": "cpu", "attention_dtype": "same",
+            "model": str(self.model_dir), **self._dtypes, "transport": "ucx", "threads": self._threads,
+            "member": member, "device": "cpu", "log_level": "warning",
         }  # fmt: skip
         command = [
             *(self._namespaces.command(node) if self._namespaces else ()),

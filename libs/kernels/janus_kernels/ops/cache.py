@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from janus_kernels.native import NATIVE
@@ -32,8 +35,17 @@ def store_rows(pages: torch.Tensor, rows_THw: torch.Tensor, slots_T: torch.Tenso
     rows_THw = rows_THw.to(pages.dtype)
     if pages.is_contiguous():
         pages.flatten(0, 1).index_copy_(0, slots_T, rows_THw)
+    elif pages.device.type == "cpu":
+        # Half of what torch's indexing takes, once per layer and step for keys and for values.
+        blocks, offsets = np.divmod(slots_T.numpy(), pages.shape[1])
+        _bits(pages)[blocks, offsets] = _bits(rows_THw)
     else:
         pages[slots_T // pages.shape[1], slots_T % pages.shape[1]] = rows_THw
+
+
+def _bits(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """The tensor's memory as numpy takes it, which knows no bfloat16."""
+    return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def _large(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -113,10 +113,8 @@ def _attention(
     window: int,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    code, key_row, value_row = _CODES.get(keys.dtype), _rows(keys), _rows(values)
-    columns = _by_columns(keys, values)
-    if columns:
-        key_row, value_row = 1, values.stride(1)
+    code, columns = _CODES.get(keys.dtype), _by_columns(keys, values)
+    key_row, value_row = (1, values.stride(1)) if columns else (_rows(keys), _rows(values))
     if code is None or key_row is None or value_row is None or keys.dtype != values.dtype:
         return plain.attention(
             query, keys, values, query_starts, context_lens, block_tables, scale, window, sinks

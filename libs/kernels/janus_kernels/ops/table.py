@@ -116,6 +116,13 @@ def backend(device: torch.device | str = "cpu") -> OpTable:
 
 def backend_of(op: str, x: Tensor, *others: Tensor | None) -> OpTable:
     """The table for ``x``, once it is certain that all are on its device: kernels take addresses on trust."""
+    if x.is_cpu and _Forced.name is None and NATIVE is not None:
+        # The usual case, several times in every layer: comparing devices takes as long as a small op.
+        for other in others:
+            if other is not None and not other.is_cpu:
+                break
+        else:
+            return _table("native")
     device = x.device
     for other in others:
         if other is not None and other.device != device:

@@ -142,4 +142,4 @@ def check(op: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, *shape: 
 
 def fp32(x: torch.Tensor) -> torch.Tensor:
     """The same values as a contiguous float32 tensor."""
-    return x.float().contiguous()
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()

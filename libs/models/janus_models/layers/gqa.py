@@ -49,8 +49,7 @@ class GroupedAttention:
         kv.write(self._layer, key, self._heads_of("v", x_TD, self._kv_heads), batch.slots)
         mixed_THh = paged_attention(
             query,
-            kv.keys[self._layer],
-            kv.values[self._layer],
+            *kv.layers[self._layer],
             query_starts=batch.query_starts,
             context_lens=batch.context_lens,
             block_tables=batch.block_tables,
@@ -68,5 +67,5 @@ class GroupedAttention:
             y = rms_norm(y, norm, self._norm_eps)
         if self._clip is not None:
             y = y.clamp(-self._clip, self._clip)
-        y_THh = y.unflatten(1, (heads, -1))
+        y_THh = y.view(y.shape[0], heads, y.shape[1] // heads)
         return y_THh if norm is None or self._norm_rows else rms_norm(y_THh, norm, self._norm_eps)

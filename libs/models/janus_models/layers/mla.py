@@ -74,8 +74,7 @@ class LatentAttention:
         turned_THp = apply_rotary(self._halves(turned_THp), cos, sin, batch.positions)
         mixed_THR = paged_attention(
             torch.cat((absorbed_THR, turned_THp), dim=-1),
-            kv.keys[self._layer],
-            kv.values[self._layer],
+            *kv.layers[self._layer],
             query_starts=batch.query_starts,
             context_lens=batch.context_lens,
             block_tables=batch.block_tables,
