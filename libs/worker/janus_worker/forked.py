@@ -58,6 +58,8 @@ class ForkedProcess:
             return cls(pid, reader, writer, os.pidfd_open(pid))
         except BaseException:
             writer.close()  # and with it the engine, if there is one
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
             raise
 
     async def wait(self) -> int:
