@@ -11,7 +11,7 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -129,10 +129,11 @@ class Redis:
 class Links:
     """The exchange of one engine: in order per pair; a link that breaks loses what is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, member: int) -> None:
+        self.member = member
         self.frames: dict[int, deque[Frame]] = {}
 
-    def set_peers(self, peers: dict[int, bytes]) -> None:
+    def set_peers(self, peers: dict[int, bytes], remote: Iterable[int] = ()) -> None:
         self.frames = {m: self.frames.get(m, deque()) for m in peers}
 
     def peek(self, peer: int) -> Frame | None:
@@ -150,7 +151,7 @@ class Worker:
         self.mesh, self.name = mesh, name
         self.role = Role.ATTENTION if name.startswith("attention") else Role.MOE
         self.member = next(mesh.redis.numbers)
-        self.links = Links()
+        self.links = Links(self.member)
         self.inbox = CohortInbox(self.links)  # type: ignore[arg-type]
         self.cohort: EngineCohort | None = None
         self.alive, self.adopted, self.step = True, 0, 0

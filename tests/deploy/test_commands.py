@@ -33,7 +33,7 @@ def run_dir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     up = janus("up", "--model", str(tiny), "--experts", "2", "--detach", "--json", run_dir=folder)
     assert up.returncode == 0, up.stderr
     mesh = json.loads(up.stdout)
-    assert set(mesh) == {"http", "grpc", "redis", "services"}
+    assert set(mesh) == {"http", "grpc", "gateways", "redis", "services"}
     assert all({"role", "pid", "address"} <= s.keys() for s in mesh["services"])
     yield folder
     down = janus("down", run_dir=folder)
@@ -79,7 +79,7 @@ def test_metrics_of_the_whole_mesh(run_dir: Path) -> None:
         found.setdefault(sample.name, []).append((sample.labels, sample.value))
     assert {family.name for family in families} == set(BY_NAME)
     assert {labels["worker"]: up for labels, up in found["janus_worker_up"]} == dict.fromkeys(
-        ("attention-0", "moe-0", "moe-1"), 1.0
+        ("attention-0", "moe-0", "moe-1", "autoscaler-0"), 1.0
     )
 
     def total(name: str, **wanted: str) -> float:
@@ -109,10 +109,11 @@ def test_generate_and_trace(run_dir: Path) -> None:
     assert 1 <= len(answer["token_ids"]) <= 5
     assert answer["usage"]["completion_tokens"] == len(answer["token_ids"])
     deadline = time.monotonic() + 20
-    while "moe.layer" not in (shown := janus("trace", answer["trace_id"], run_dir=run_dir)).stdout:
+    shown = janus("trace", answer["trace_id"], run_dir=run_dir)
+    while not all(part in shown.stdout for part in ("moe.layer", "gateway-0", "attention-0")):
         assert time.monotonic() < deadline, shown.stdout + shown.stderr
         time.sleep(0.3)
-    assert "gateway-0" in shown.stdout and "attention-0" in shown.stdout
+        shown = janus("trace", answer["trace_id"], run_dir=run_dir)
     spans = json.loads(janus("trace", answer["trace_id"], "--json", run_dir=run_dir).stdout)
     assert {span["trace_id"] for span in spans} == {answer["trace_id"]}
     assert answer["trace_id"] in janus("trace", run_dir=run_dir).stdout

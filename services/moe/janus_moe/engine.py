@@ -209,6 +209,8 @@ class MoeEngine(CohortEngine):
         headers = [frame.header for frame in frames]
         active = [header.source for header in headers if header.tokens]
         split = [header.source for header in headers if header.tokens and header.flags & _SPLIT]
+        # Of all first frames: a second lane has frames of those alone who split.
+        self._decodes = _DECODES if any(header.flags & _DECODES for header in headers) else 0
         self._time(slept)
         self._tokens, self._split = 0, bool(split)
         idle = [member for member in everyone if member not in active]
@@ -367,7 +369,6 @@ class MoeEngine(CohortEngine):
         result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD)
         out_TD = sums_TD.cpu()
         elapsed_us = int((time.perf_counter() - started) * 1e6)
-        self._decodes = _DECODES if any(header.flags & _DECODES for header in headers) else 0
         for header in headers:
             if header.trace_id != _NO_TRACE:
                 self.span(

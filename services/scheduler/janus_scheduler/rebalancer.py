@@ -38,7 +38,7 @@ LOAD_DEADLINE_S = 120.0
 STATS_WINDOW_S = 60.0
 _UNLOAD_S = 10.0
 _SWITCH_S = 0.1
-"""Seconds of the mesh's time that a switch is thought to cost; measured: less (benchmarks/results/relayout.md)."""
+"""Seconds of the mesh's time that a switch is thought to cost: a guess on the safe side, a step or two."""
 _GONE = "an MoE worker is gone; the next epoch brings a layout for those that are left"
 _FIRST_LOAD_S = 0.02
 """Seconds that loading a replica is thought to take before one was measured."""
