@@ -119,26 +119,23 @@ def test_a_killed_worker_comes_back_and_the_mesh_serves(
 
 
 def test_idle_costs_next_to_nothing(mesh: LocalMesh) -> None:
-    """Under 2% of one core over all processes, once requests have left the autoscaler's window (30 s)."""
-    time.sleep(50.0)
+    """Under 2% of one core over all processes."""
+    time.sleep(2.0)
     supervisor = psutil.Process(mesh.supervisor_pid)
     family = [supervisor, *supervisor.children(recursive=True)]
 
     def spent() -> dict[int, float]:
         return {p.pid: sum(p.cpu_times()[:2]) for p in family}
 
-    for _ in range(2):  # something that happens once may fall into the first
-        before, began = spent(), time.monotonic()
-        time.sleep(10.0)
-        took = time.monotonic() - began
-        shares = {pid: (now - before[pid]) / took for pid, now in spent().items()}
-        if sum(shares.values()) < 0.02:
-            return
-    pytest.fail("\n".join(
+    before, began = spent(), time.monotonic()
+    time.sleep(10.0)
+    took = time.monotonic() - began
+    shares = {pid: (now - before[pid]) / took for pid, now in spent().items()}
+    assert sum(shares.values()) < 0.02, "\n".join(
         f"{share:.2%} of a core: {' '.join(psutil.Process(pid).cmdline())}"
         for pid, share in sorted(shares.items(), key=lambda row: -row[1])
         if share
-    ))  # fmt: skip
+    )
 
 
 def test_nothing_is_left(tiny: Path, tmp_path: Path) -> None:

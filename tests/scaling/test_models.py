@@ -152,11 +152,12 @@ def test_bad_measurements_are_named(seconds: list[float], match: str) -> None:
         fit_moe([1.0, 2.0], seconds)
 
 
+@pytest.mark.parametrize("slots", [8, 24])
 @pytest.mark.parametrize("policy", ["optimal", "aebs", "token-balanced", "random"])
-def test_estimator_is_the_mean_of_schedules(policy: str) -> None:
+def test_estimator_is_the_mean_of_schedules(policy: str, slots: int) -> None:
     """Against scheduling tokens of the same samples one batch at a time, on draws of its own."""
     layers = synthetic_layers(24, 3, layers=2, tokens=600, seed=1)
-    estimator = AMaxEstimator(layers, 8, policy=policy, batches=256, largest=64)
+    estimator = AMaxEstimator(layers, slots, policy=policy, batches=256, largest=64)
     rng = np.random.default_rng(9)
     for n_e, batch in ((3, 4), (5, 16)):
         peaks = []

@@ -74,6 +74,9 @@ def test_the_quick_search_is_the_one_by_one_search(seed: int) -> None:
         slow = solve(
             dataclasses.replace(p, a_max=table.__call__), demand, batch=batch
         )  # no table to the solver
+        if quick.chosen:
+            assert quick.best_effort() is quick.chosen
+            assert "candidates" not in vars(quick)  # thousands that nobody asked for
         assert len(quick.candidates) == len(slow.candidates)
         ours = {(c.n_a, c.n_e): c for c in quick.candidates}
         for c in slow.candidates:

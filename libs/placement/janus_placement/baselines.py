@@ -106,12 +106,14 @@ def deal(pool: Pool, counts: np.ndarray, score: Score, weight: Float | None = No
             for rank in range(counts[e])
         ),
     )
-    ones = np.zeros(hosted.shape)
+    ones, nodes = np.zeros(hosted.shape), any(pool.nodes)
     for extra, _, expert in order:
         fit = (free > 0) & ~hosted[expert]
         if fit.any():
-            elsewhere = fit & ~_on_node(hosted, expert, pool)
-            cost = np.where(elsewhere if elsewhere.any() else fit, score(expert, ones), np.inf)
+            if nodes:
+                elsewhere = fit & ~_on_node(hosted, expert, pool)
+                fit = elsewhere if elsewhere.any() else fit
+            cost = np.where(fit, score(expert, ones), np.inf)
             g = int(cost.argmin())
             hosted[expert, g], ones[expert, g] = True, 1
             free[g] -= 1

@@ -59,6 +59,8 @@ class AMaxEstimator:
         self._seed = seed
         self._tables: dict[int, np.ndarray[Any, np.dtype[np.float64]]] = {}
         self._means: dict[int, list[float]] = {}
+        self._drawn: dict[tuple[int, bool], ActiveSets] = {}
+        """By layer, and whether they are to place for or to judge by: the same for every n_e."""
 
     def __call__(self, n_e: int, tokens: float) -> float:
         """Mean a_max over layers and batches."""
@@ -83,14 +85,23 @@ class AMaxEstimator:
             self._tables[n_e] = np.maximum.accumulate(np.array(rows), axis=1)
         return self._tables[n_e]
 
+    @property
+    def _everywhere(self) -> bool:
+        """Whether every expert is on every instance, as it then is whatever the strategy."""
+        return self.slots >= self.num_experts
+
     def pool(self, n_e: int) -> Pool:
         """The pool that is placed on. Raises PlacementError where it is too small."""
         return Pool(num_experts=self.num_experts, slots=(self.slots,) * n_e, min_replicas=self.min_replicas)
 
     def placement(self, layer: int, n_e: int) -> Placement:
         """The placement that the table of ``layer`` is of."""
+        if self._everywhere:
+            return (tuple(range(self.num_experts)),) * self.pool(n_e).num_instances
         routing, seed = self.layers[layer], self._seed + layer
-        known = routing.draw([16, 128], 64, seed)
+        if (layer, True) not in self._drawn:
+            self._drawn[layer, True] = routing.draw([16, 128], 64, seed)
+        known = self._drawn[layer, True]
         policy = self.policy if self.policy in REPLAY_POLICIES else "optimal"
         budget = Budget(evaluations=120, patience=60, seconds=1e6)  # bounded by work, not time: deterministic
         made = place(
@@ -106,18 +117,19 @@ class AMaxEstimator:
         return made.placement
 
     def _row(self, layer: int, routing: LayerRouting, n_e: int) -> list[float]:
-        placement = self.placement(layer, n_e)
         seed = self._seed + 7919 * (layer + 1)  # not the batches that it was placed for
         if self.policy not in REPLAY_POLICIES:
-            return self._scheduled(routing, placement, seed)
-        slot_of = np.where(to_hosted(placement, self.num_experts), 0, -1).astype(np.int32)
-        sets = self.sets(routing, seed)
+            return self._scheduled(routing, self.placement(layer, n_e), seed)
+        if self._everywhere:
+            slot_of = np.zeros((self.num_experts, self.pool(n_e).num_instances), np.int32)
+        else:
+            hosted = to_hosted(self.placement(layer, n_e), self.num_experts)
+            slot_of = np.where(hosted, 0, -1).astype(np.int32)
+        if (layer, False) not in self._drawn:
+            self._drawn[layer, False] = routing.draw(self._grid, self._batches, seed)
+        sets = self._drawn[layer, False]
         peaks = replay(sets, slot_of, self.policy).reshape(len(self._grid), self._batches)
         return [float(mean) for mean in peaks.mean(axis=1)]
-
-    def sets(self, routing: LayerRouting, seed: int) -> ActiveSets:
-        """Batches of every size of the grid."""
-        return routing.draw(self._grid, self._batches, seed)
 
     def _scheduled(self, routing: LayerRouting, placement: Placement, seed: int) -> list[float]:
         layout = ReplicaLayout.from_placement(placement, self.num_experts)

@@ -154,9 +154,11 @@ class Plan:
 
         Nearest: sustains most of the rate, then least TPOT. None where no candidate could run at all.
         """
-        able = [c for c in self.candidates if c.tpot_s > 0]
-        if self.chosen is not None or not able:
+        if self.chosen is not None:
             return self.chosen
+        able = [c for c in self.candidates if c.tpot_s > 0]
+        if not able:
+            return None
         # The first is the nearest (:func:`ranked`); one that sustains the rate has its B by Little's law.
         nearest = able[0]
         served = nearest.batch / nearest.tpot_s

@@ -39,8 +39,9 @@ from janus_autoscaler.planning import AMaxTable, Verdict, floor_of, mesh_of, pla
 
 log = logging.getLogger("janus.autoscaler")
 
-TABLE_S = 60.0
-"""Between looks whether the table of a_max should be made again from newer routing."""
+TABLE_S = 300.0
+"""Between tables of a_max from newer routing: what it remembers fades by half in that time, and a table of many experts
+takes seconds of processor time."""
 PHASES = 96
 _FAILED_S = 30.0
 """After an action failed, the next one waits this long."""

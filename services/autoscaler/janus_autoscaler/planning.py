@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from janus_placement import LayerRouting
 from janus_runtime.records import Lease, Role
@@ -67,14 +68,21 @@ class AMaxTable:
         self._min_replicas, self.policy = min_replicas, policy
         self.correction = 1.0
         self.source = "synthetic routing"
-        self._estimator = self._made(
-            synthetic_layers(model.num_experts, model.top_k, layers=2, skew=0.5, topic=0.5)
-        )
+        self._recent: AMaxEstimator | None = None
 
     def _made(self, layers: Sequence[LayerRouting]) -> AMaxEstimator:
         return AMaxEstimator(
             layers, self.slots, policy=self.policy, min_replicas=self._min_replicas, batches=32, largest=1024
         )
+
+    @cached_property
+    def _synthetic(self) -> AMaxEstimator:
+        model = self._model
+        return self._made(synthetic_layers(model.num_experts, model.top_k, layers=2, skew=0.5, topic=0.5))
+
+    @property
+    def _estimator(self) -> AMaxEstimator:
+        return self._recent or self._synthetic
 
     def rebuild(self, layers: Sequence[LayerRouting], sizes: Sequence[int] = ()) -> None:
         """From routing of all layers, some of which are taken; ``sizes``: rows to make at once."""
@@ -82,7 +90,7 @@ class AMaxTable:
         made = self._made(chosen)
         for n_e in sizes:
             made(n_e, 1.0)
-        self._estimator, self.source = made, f"recent routing of {len(layers)} layers"
+        self._recent, self.source = made, f"recent routing of {len(layers)} layers"
 
     def learn(self, known: Sequence[Interval]) -> None:
         """Correct by measured a_max: the mesh's placement and luck are not the table's."""
