@@ -76,6 +76,7 @@ class AttentionModel:
         self._head = self._embedding if config.tied_embeddings else load(names.head, width)
         self._layers = [self._load_layer(layer, load) for layer in range(config.num_layers)]
         self._rope = RopeTable(config.rope, config.rope_dim, device)
+        self._reserved = False
 
     def _load_layer(self, layer: int, load: Loader) -> _Layer:
         config, names = self.config, self.config.family.tensors
@@ -105,6 +106,11 @@ class AttentionModel:
             device=self.device,
         )
 
+    def reserve(self, context: int) -> None:
+        """No sequence gets longer than this: attention need not look, which on a GPU is a wait for it."""
+        self._rope.ensure(context)
+        self._reserved = True
+
     def is_moe(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has routed experts."""
         return layer in self._moe_layers
@@ -117,9 +123,13 @@ class AttentionModel:
         """h += attention(norm(h)), in place; this step's keys and values are written to ``kv`` first."""
         weights = self._layers[layer]
         x_TD = rms_norm(h_TD, weights.attention_norm, self.config.norm_eps)
-        if layer == 0 and batch.context_lens.numel():
+        if layer == 0 and not self._reserved and batch.context_lens.numel():
             self._rope.ensure(int(batch.context_lens.max()))
         h_TD.add_(weights.attention(x_TD, self._rope.cos, self._rope.sin, batch, kv))
+
+    def has_local(self, layer: int) -> bool:
+        """Whether :meth:`local_ffn` computes anything in ``layer``."""
+        return self._layers[layer].local is not None
 
     def moe_norm(self, layer: int, h_TD: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """The norm before the FFN: fp32 [T, d], into ``out`` when given. What goes to the MoE workers."""

@@ -27,6 +27,7 @@ import torch
 from janus_attention.drafter import Drafter
 from janus_attention.engine import AttentionEngine
 from janus_attention.engine import EngineOptions as AttentionOptions
+from janus_attention.graphs import Recorder
 from janus_models.checkpoint import Checkpoint
 from janus_models.config import load_config
 from janus_models.decoder import AttentionModel
@@ -96,6 +97,7 @@ class InProcessMesh:
         attention_options: AttentionOptions | None = None,
         moe_options: MoeOptions | None = None,
         drafter: Drafter | None = None,
+        recorder: Recorder | None = None,
         dtype: str = "float32",
         device: str = "cpu",
         timeout_s: float = 60.0,
@@ -120,6 +122,7 @@ class InProcessMesh:
             max_batch_tokens=self._attention_options.max_batch_tokens
         )
         self._drafter = drafter
+        self._recorder = recorder
         self._dtype, self._device = dtype, device
         self._timeout_s = timeout_s
         self._members = itertools.count(1)
@@ -163,6 +166,7 @@ class InProcessMesh:
             return AttentionEngine(
                 AttentionModel(self.config, *what), ExpertModel(self.config, *what),
                 transport, link, member=member, options=self._attention_options, drafter=self._drafter,
+                recorder=self._recorder,
             )  # fmt: skip
 
         worker = self._start("attention", build)

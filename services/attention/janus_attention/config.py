@@ -37,3 +37,5 @@ class AttentionSettings(WorkerSettings):
     emulated_token_us: float = setting(0.0, minimum=0, maximum=1e6)
     """Least microseconds of a step per token of this worker, waited out: as if on a slower device. For demonstrations
     of scaling on a machine whose cores all workers share; 0: none."""
+    cuda_graphs: bool = setting(True)
+    """Replay decode steps from CUDA graphs, on a GPU."""

@@ -23,6 +23,7 @@ from janus_attention.blocks import BlockPool
 from janus_attention.budget import PrefillBudget
 from janus_attention.drafter import Drafter, PromptLookup
 from janus_attention.forward import Forward, StepCounters
+from janus_attention.graphs import LayerGraphs, Recorder, recorder_for
 from janus_attention.guide import FIELD, Guide, GuideError
 from janus_attention.guide_compiler import GuideCompiler
 from janus_attention.sampler import BadLogits, Chosen, choose
@@ -61,6 +62,8 @@ class EngineOptions:
     """Micro-batches of a step: "1", "2", or "auto": as the coordinator has measured to be quicker."""
     emulated_token_us: float = 0.0
     """Least microseconds of a step per token; 0: none."""
+    cuda_graphs: bool = True
+    """Replay decode steps from CUDA graphs, where the device has them."""
 
 
 class AttentionEngine(CohortEngine):
@@ -76,8 +79,10 @@ class AttentionEngine(CohortEngine):
         member: int,
         options: EngineOptions,
         drafter: Drafter | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """``drafter``: in the place of prompt lookup, where ``options.draft_tokens`` asks for guesses."""
+        """``drafter``: in the place of prompt lookup, where ``options.draft_tokens`` asks for guesses. ``recorder``:
+        in the place of the device's own, of decode steps."""
         config = model.config
         row = max(8 * config.hidden, 4 * config.hidden + 12 * config.moe.top_k)
         super().__init__(
@@ -102,10 +107,17 @@ class AttentionEngine(CohortEngine):
         self._options = options
         self._model = model
         self._sequences: dict[int, Sequence] = {}
-        kv = model.new_kv_cache(blocks, options.block_size)
+        recorder = recorder or recorder_for(model.device, options.cuda_graphs)
+        if recorder is not None or model.device != "cpu":
+            model.reserve(self.context)
+        # Graphs write the padding of a batch to one block more.
+        kv = model.new_kv_cache(blocks + (recorder is not None), options.block_size)
+        graphs = None
+        if recorder is not None:
+            graphs = LayerGraphs(model, kv, recorder, most=options.max_sequences, scratch=blocks)
         self._forward = Forward(
             model, routers, kv, self, self.counters, most=options.max_batch_tokens,
-            token_s=1e-6 * options.emulated_token_us,
+            token_s=1e-6 * options.emulated_token_us, graphs=graphs,
         )  # fmt: skip
         self._note = self.exchange.allocate()
         self.guides = GuideCompiler(config.directory, config.vocab_size, end_ids(config))

@@ -25,6 +25,7 @@ from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
 from janus_worker.relay import Verdict
 
 from janus_attention.batch import StepInput
+from janus_attention.graphs import LayerGraphs, Staged
 from janus_attention.relay import AttentionRelay
 from janus_attention.sequence import Trace
 
@@ -47,6 +48,8 @@ class StepCounters:
     steps: int = 0
     split_steps: int = 0
     """Of those: in two micro-batches."""
+    graph_steps: int = 0
+    """Of those: replayed from CUDA graphs."""
     step_tokens: int = 0
     """Tokens that steps were of: prompts', streams' and drafts."""
     context_tokens: int = 0
@@ -86,7 +89,7 @@ class _Lane:
 
     __slots__ = (
         "began_ns", "buffer", "h_TD", "header", "index", "layer", "local_TD", "meta", "number", "plan",
-        "routed_TD", "span", "spent", "x_TD",
+        "routed_TD", "span", "spent", "staged", "x_TD",
     )  # fmt: skip
 
     def __init__(self, number: int, buffer: SendBuffer) -> None:
@@ -107,6 +110,8 @@ class _Lane:
         """How its layers after the first are exchanged; None: in one phase."""
         self.span = _NO_SPAN
         self.began_ns = 0
+        self.staged: Staged | None = None
+        """Where its layers are replayed from graphs."""
         self.spent = 0.0
         """Seconds of the request so far, the time for other lanes left out."""
 
@@ -129,9 +134,11 @@ class Forward:
         *,
         most: int,
         token_s: float = 0.0,
+        graphs: LayerGraphs | None = None,
     ) -> None:
         """``most``: tokens that a frame carries at most. ``token_s``: least seconds of a step per token, waited out: an
-        emulated device."""
+        emulated device. ``graphs``: what decode steps are replayed from."""
+        self._graphs = graphs
         self._token_s = token_s
         self._model = model
         self._routers = routers
@@ -176,18 +183,16 @@ class Forward:
         for layer in range(model.config.num_layers):
             for lane in lanes:
                 self._finish(lane)
-                model.attention(layer, lane.h_TD, lane.meta, self._kv)
-                lane.x_TD = model.moe_norm(layer, lane.h_TD)
+                self._dense(lane, layer)
                 if model.is_moe(layer):
                     self._start(lane, layer, split=len(lanes) > 1)
-                else:
-                    local_TD = model.local_ffn(layer, lane.x_TD)
-                    assert local_TD is not None
-                    lane.h_TD += local_TD
         for lane in lanes:
             self._finish(lane)
         self._release()
         head = time.perf_counter()
+        if lanes[0].staged is not None:
+            h_TD = torch.cat([lane.h_TD for lane in lanes])
+            counters.graph_steps += 1
         logits_NV = model.logits(h_TD[step.last_rows])
         ended = time.perf_counter()
         elapsed = ended - started
@@ -205,8 +210,27 @@ class Forward:
             lane.meta, lane.header, lane.layer, lane.plan = meta, None, -1, None
             rows = meta.positions.shape[0]
             lane.h_TD = h_TD[row : row + rows]
+            lane.staged = self._graphs.stage(lane.number, meta, lane.h_TD) if self._graphs else None
             row += rows
+        if any(lane.staged is None for lane in lanes):
+            for lane in lanes:
+                lane.staged = None
+        for lane in lanes:
+            lane.h_TD = lane.staged.h_TD if lane.staged else lane.h_TD
         return lanes
+
+    def _dense(self, lane: _Lane, layer: int) -> None:
+        """A layer up to the norm before its routed experts; a dense one whole."""
+        if lane.staged is not None:
+            lane.x_TD = lane.staged.layer(layer)
+            return
+        model = self._model
+        model.attention(layer, lane.h_TD, lane.meta, self._kv)
+        lane.x_TD = model.moe_norm(layer, lane.h_TD)
+        if not model.is_moe(layer):
+            local_TD = model.local_ffn(layer, lane.x_TD)
+            assert local_TD is not None
+            lane.h_TD += local_TD
 
     def _start(self, lane: _Lane, layer: int, *, split: bool) -> None:
         """Send a lane's hidden states, and compute its local part while the MoE workers have them."""
@@ -217,7 +241,7 @@ class Forward:
         self._send(lane, flags | (_SPLIT if split and not lane.index else 0))
         # Posting receives again takes as long as a small layer's attention: it is done while the peers compute.
         self._release()
-        lane.local_TD = self._model.local_ffn(layer, lane.x_TD)
+        lane.local_TD = lane.staged.local(layer) if lane.staged else self._model.local_ffn(layer, lane.x_TD)
         lane.spent += time.perf_counter() - began
 
     def _finish(self, lane: _Lane) -> None:

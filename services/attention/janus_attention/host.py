@@ -64,6 +64,7 @@ class AttentionHost(WorkerHost[AttentionSettings]):
             "draft_tokens": settings.draft_tokens,
             "micro_batches": settings.micro_batches,
             "emulated_token_us": settings.emulated_token_us,
+            "cuda_graphs": settings.cuda_graphs,
         }
 
     def add_services(self, server: GrpcServer) -> None:
