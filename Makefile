@@ -88,7 +88,7 @@ test-gpu: install ## run the kernels' tests on this machine's GPU (docs/gpu.md);
 	@$(BIN)/python -m pytest -m gpu tests/kernels $(PYTEST)
 
 .PHONY: check
-check: lint types check-protos imports ## lint, types, generated code, import rules
+check: lint types check-protos check-docs imports ## lint, types, generated code, import rules
 
 .PHONY: lint
 lint: install
@@ -107,6 +107,14 @@ check-protos: install
 	diff -r -x __init__.py -x py.typed -x __pycache__ "$$scratch/janus_wire" $(GENERATED) \
 		|| { echo "generated code differs from protos/: run make protos"; exit 1; }
 	@echo "generated code: as protos/ says"
+
+.PHONY: check-docs
+check-docs: install
+	@$(BIN)/python docs/modules.py --check && echo "docs/architecture.md: as the modules say"
+
+.PHONY: docs
+docs: install ## write the modules' tables of docs/architecture.md
+	@$(BIN)/python docs/modules.py
 
 .PHONY: imports
 imports: install
