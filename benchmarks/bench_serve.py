@@ -24,8 +24,12 @@ RESULTS = Path(__file__).parent / "results"
 @click.option("--model", default=".janus/demo", show_default=True, help="Checkpoint directory.")
 @click.option("--shape", default="2x3", show_default=True, help="Attention x MoE workers.")
 @click.option("--requests", default=200, show_default=True)
-@click.option("--rate", "rates", default="1", show_default=True, help="Requests per second; several: a run each.")
-@click.option("--max-tokens", default=32, show_default=True, help="Of an answer; ShareGPT's own length below it.")
+@click.option(
+    "--rate", "rates", default="1", show_default=True, help="Requests per second; several: a run each."
+)
+@click.option(
+    "--max-tokens", default=32, show_default=True, help="Of an answer; ShareGPT's own length below it."
+)
 @click.option("--save/--no-save", default=True)
 def main(model: str, shape: str, requests: int, rates: str, max_tokens: int, save: bool) -> None:
     """Measure; writes results/serve.md."""
@@ -56,7 +60,9 @@ def main(model: str, shape: str, requests: int, rates: str, max_tokens: int, sav
         f"machine's cores. Load averages at the end (1, 5, 15 min): {load}.\n\n" + "\n\n".join(parts)
     )
     if save:
-        click.echo(f"written to {write('serve', 'Serving ShareGPT', 'python benchmarks/bench_serve.py', body)}")
+        click.echo(
+            f"written to {write('serve', 'Serving ShareGPT', 'python benchmarks/bench_serve.py', body)}"
+        )
 
 
 if __name__ == "__main__":
