@@ -6,6 +6,8 @@ time, a relay passes on what it has as soon as it has it, and workers of a node 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,12 +25,39 @@ class Fabric:
 
     name: str
     links: Links
+    """As single messages show them."""
     shared: bool
+    relay_s: float = 0.0
+    relay_bytes_s: float = math.inf
+    """A relay takes so long for a message that it passes on: no message between two workers tells of it."""
+
+    def known(self) -> Links:
+        """What a coordinator measures before it chooses: links, and whether its neighbour's messages delay its own."""
+        topology = Topology(("a", "b"), ("e", "e"))
+
+        def row(crowd: bool) -> float:
+            ports = _Ports(topology, self, random.Random(0))
+            mine = 0.0
+            for _ in range(4):
+                mine = ports.pass_(2, 0, 1 << 18, 0.0)
+                if crowd:
+                    ports.pass_(3, 1, 1 << 18, 0.0)
+            return mine
+
+        share = (row(True) - row(False)) / (4 * self.links.inter.busy_s(1 << 18))
+        return dataclasses.replace(self.links, share=min(1.0, max(0.0, share)))
 
 
 FABRICS = (
     Fabric("400 Gb/s per worker", Links(line(3e-6, 300e9, 1e-6), line(10e-6, 40e9, 2e-6)), shared=False),
     Fabric("10 Gb/s per node", Links(line(20e-6, 5e9, 10e-6), line(60e-6, 1.1e9, 15e-6)), shared=True),
+    Fabric(
+        "100 Gb/s per node, slow relays",
+        Links(line(10e-6, 10e9, 5e-6), line(30e-6, 11e9, 8e-6)),
+        shared=True,
+        relay_s=40e-6,
+        relay_bytes_s=4e9,
+    ),
 )
 
 
@@ -74,9 +103,16 @@ def seconds(
     ports = _Ports(topology, fabric, draw)
     has: dict[tuple[int, int], float] = {(rank, rank): 0.0 for rank in plan.active}
 
+    def relayed(rows: int, row: int) -> float:
+        return fabric.relay_s + rows * row / fabric.relay_bytes_s
+
     def outward(edge: Edge) -> float | None:
         times = [has.get((edge.sender, source)) for source in edge.sources]
-        return None if None in times else max(t for t in times if t is not None)
+        if None in times:
+            return None
+        since = max(t for t in times if t is not None)
+        through = edge.sources != (edge.sender,)
+        return since + relayed(sum(tokens[source] for source in edge.sources), out) if through else since
 
     pending = list(plan.edges)
     while pending:
@@ -99,7 +135,10 @@ def seconds(
                 if other not in answered:
                     return None
                 times.append(answered[other])
-        return max(times)
+        through = len(times) > 1
+        return max(times) + (
+            relayed(sum(tokens[source] for source in edge.sources), back) if through else 0.0
+        )
 
     pending = list(plan.edges)
     while pending:

@@ -75,7 +75,7 @@ class _Worker:
         self.most = most_rows(task.tokens, task.attention)
         self.transport = create_transport("ucx", member=self.member)
         self.exchange = Exchange(
-            self.transport, member=self.member, max_payload=8 * task.hidden * self.most, depth=2
+            self.transport, member=self.member, max_payload=8 * task.hidden * self.most, depth=4
         )
         self.inbox = CohortInbox(self.exchange)
 

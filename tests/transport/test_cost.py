@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from janus_transport.choice import Chooser
-from janus_transport.cost import DEFAULT, Link, Links, fit, line, predict
+from janus_transport.cost import DEFAULT, Link, Links, cost, fit, line, predict
 from janus_transport.framing import HEADER_BYTES
 from janus_transport.plan import make_plan
 from janus_transport.topology import Scheme, Topology
@@ -36,10 +36,12 @@ def test_fit_takes_the_least_of_each_size_and_the_gap_of_a_row() -> None:
 
 
 @pytest.mark.parametrize("b", [1, 64])
-def test_predictions_equal_what_is_reckoned_by_hand(b: int) -> None:
-    """2 + 2 nodes of two workers each: who is busy how long in which phase."""
+@pytest.mark.parametrize("share", [0.0, 1.0, None])
+def test_predictions_equal_what_is_reckoned_by_hand(b: int, share: float | None) -> None:
+    """2 + 2 nodes of two workers each: who is busy how long in which phase, on interfaces of their own or shared."""
     topology, tokens = two_by_two(), dict.fromkeys(range(4), b)
-    links = Links(intra=line(10e-6, 10e9, 2e-6), inter=line(100e-6, 1e9, 5e-6))
+    links = Links(intra=line(10e-6, 10e9, 2e-6), inter=line(100e-6, 1e9, 5e-6), share=share)
+    crowd = 0.5 if share is None else share
 
     def intra(rows: int, row: int) -> float:
         return 2e-6 + (HEADER_BYTES + rows * row) / 10e9
@@ -47,13 +49,18 @@ def test_predictions_equal_what_is_reckoned_by_hand(b: int) -> None:
     def inter(rows: int, row: int) -> float:
         return 5e-6 + (HEADER_BYTES + rows * row) / 1e9
 
+    def relay(rows: int, row: int) -> float:
+        return 10e-6 + rows * row / 10e9
+
     expected = Counter(dict.fromkeys(Scheme, 0.0))
     for row in (400, 800):
-        expected[Scheme.ONE_PHASE] += 95e-6 + 4 * inter(b, row)
+        expected[Scheme.ONE_PHASE] += 95e-6 + (4 + 4 * crowd) * inter(b, row)
         expected[Scheme.AGGREGATE] += (
             (8e-6 + intra(b, row)) + (95e-6 + 2 * inter(2 * b, row)) + (8e-6 + intra(4 * b, row))
         )
-        expected[Scheme.ONE_TO_ONE] += (95e-6 + 2 * inter(b, row)) + (8e-6 + intra(2 * b, row))
+        expected[Scheme.AGGREGATE] += relay(2 * b, row) + relay(4 * b, row)
+        expected[Scheme.ONE_TO_ONE] += (95e-6 + (2 + 2 * crowd) * inter(b, row)) + (8e-6 + intra(2 * b, row))
+        expected[Scheme.ONE_TO_ONE] += relay(2 * b, row)
     for scheme in Scheme:
         plan = make_plan(scheme, topology, range(4))
         assert predict(plan, topology, tokens, links, **SIZES) == pytest.approx(expected[scheme])
@@ -83,6 +90,41 @@ def test_wrong_predictions_are_corrected_by_measurement() -> None:
     seen = steps(chooser, tokens, true, 400, 0.1)
     assert chooser.choose(tokens)[0] is wanted
     assert seen[wanted] > 370
+
+
+def test_what_one_size_teaches_serves_the_others() -> None:
+    """Relays are twelve times as slow as predicted: after one load's steps no other load begins with two phases."""
+    topology, sizes = two_by_two(), {"out": 4096, "back": 8192, "most": 512}
+    links = Links(intra=line(10e-6, 10e9, 5e-6), inter=line(30e-6, 11e9, 8e-6), share=1.0)
+    chooser = Chooser(topology, links=links, **sizes)
+
+    def true(tokens: dict[int, int], scheme: Scheme) -> float:
+        found = cost(make_plan(scheme, topology, sorted(tokens)), topology, tokens, links, **sizes)
+        return 1e-3 + found.intra + found.inter + found.crowd + 12 * found.relay
+
+    first, second = dict.fromkeys(range(4), 2), dict.fromkeys(range(4), 8)
+    assert chooser.choose(second, trial=False)[0] is not Scheme.ONE_PHASE
+    fresh = Chooser(topology, links=links, **sizes)
+    for _ in range(100):
+        scheme, _ = fresh.choose(first)
+        fresh.observe(first, scheme, true(first, scheme))
+    assert min(Scheme, key=lambda scheme: true(second, scheme)) is Scheme.ONE_PHASE
+    assert fresh.choose(second)[0] is Scheme.ONE_PHASE
+    assert fresh.belief.weights[3] > 4
+
+
+def test_trials_cost_a_bounded_share_of_all_time() -> None:
+    """Whatever is true: what is spent above the best that was known by then stays small."""
+    draw = random.Random(3)
+    topology, tokens = two_by_two(8, 8), dict.fromkeys(range(8), 16)
+    for _ in range(20):
+        chooser = Chooser(topology, out=4096, back=8192, most=512)
+        least = min(chooser.predictions(tokens).values())
+        true = {scheme: least * draw.uniform(1, 6) for scheme in Scheme}
+        seen = steps(chooser, tokens, true, 400, 0.05)
+        settled = chooser.choose(tokens, trial=False)[0]
+        wasted = sum(n * max(0.0, true[s] - true[settled]) for s, n in seen.items())
+        assert wasted <= 0.05 * 400 * 1.05 * true[settled]
 
 
 def test_what_is_predicted_to_be_far_slower_is_never_tried() -> None:

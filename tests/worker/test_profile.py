@@ -13,7 +13,7 @@ import pytest
 from janus_transport import Exchange, Header, Kind, Transport, create_transport
 from janus_transport.cost import DEFAULT
 from janus_worker import profile
-from janus_worker.lockstep import CohortInbox, EngineCohort
+from janus_worker.lockstep import CROWD, CohortInbox, EngineCohort
 from janus_worker.profile import measure_links
 
 
@@ -28,14 +28,15 @@ class Party:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def serve(self, peer: int) -> None:
+    def serve(self, *peers: int) -> None:
         def loop() -> None:
             while not self._stop.is_set():
-                self.inbox.peek(peer)
+                look()
                 self.transport.wait(self._stop.is_set, deadline=time.monotonic() + 5, before_sleep=look)
 
         def look() -> bool:
-            self.inbox.peek(peer)
+            for peer in peers:
+                self.inbox.peek(peer)
             return self._stop.is_set()
 
         self._thread = threading.Thread(target=loop, daemon=True)
@@ -58,14 +59,14 @@ def parties() -> Iterator[list[Party]]:
         party.close()
 
 
-def cohort_of(parties: list[Party]) -> EngineCohort:
+def cohort_of(parties: list[Party], nodes: tuple[str, ...] = ("x", "y", "x", "x")) -> EngineCohort:
     def row(party: Party, node: str) -> list[Any]:
         return [party.member, base64.b64encode(party.transport.address).decode(), f"w{party.member}", node]
 
     body = {
         "epoch": 7, "gating": "moe", "scheduling": "optimal", "layout_version": 1,
-        "attention": [row(parties[0], "x"), row(parties[1], "y")],
-        "moe": [row(parties[2], "x"), row(parties[3], "x")],
+        "attention": [row(*pair) for pair in zip(parties[:2], nodes[:2], strict=True)],
+        "moe": [row(*pair) for pair in zip(parties[2:], nodes[2:], strict=True)],
     }  # fmt: skip
     cohort = EngineCohort.from_message(body)
     for party in parties:
@@ -87,6 +88,7 @@ def test_both_classes_are_measured(parties: list[Party]) -> None:
     early = Header(kind=Kind.HIDDEN, epoch=7, step=0, source=1, tokens=0)
     parties[0].exchange.send([3], early, parties[0].exchange.allocate())
     links = measure_links(engine(parties[2]), cohort)
+    assert links.share is None, "one worker elsewhere: no two pairs"
     for link in (links.intra, links.inter):
         assert [size for size, _ in link.points] == [0, 128 + (16 << 10), 128 + (256 << 10)]
         assert 0 < link.points[0][1] < 0.05 and 0 <= link.gap_s < 0.05
@@ -102,3 +104,30 @@ def test_who_never_answers_costs_a_bounded_time(
     began = time.monotonic()
     assert measure_links(engine(parties[2]), cohort) == DEFAULT
     assert time.monotonic() - began < 2
+
+
+def test_a_neighbour_is_asked_whether_the_interface_is_shared(parties: list[Party]) -> None:
+    cohort = cohort_of(parties, nodes=("y", "z", "x", "x"))
+    for party in parties:
+        if party.member != 3:
+            party.serve(3, 4)
+    links = measure_links(engine(parties[2]), cohort)
+    assert links.share is not None and 0 <= links.share <= 1
+    # The neighbour's part: as many messages as the measuring worker's own, and nobody's echo.
+    sent = parties[3].exchange.sent
+    assert sent[Kind.PROBE, True][0] == profile.ROUNDS * CROWD
+    assert (Kind.ECHO, True) not in sent
+
+
+def test_a_request_to_send_is_cut_to_what_may_be_asked(parties: list[Party]) -> None:
+    cohort_of(parties)
+    parties[3].serve(3)
+    ask = Header(kind=Kind.PROBE, epoch=7, step=1 << 40, source=3, lane=60_000, digest=2, tokens=0)
+    gone = Header(kind=Kind.PROBE, epoch=7, step=1, source=3, lane=1, digest=99)
+    for header in (gone, ask):
+        parties[2].exchange.send([4], header, parties[2].exchange.allocate())
+    deadline = time.monotonic() + 10
+    while parties[3].exchange.sent.get((Kind.PROBE, True), [0])[0] < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert parties[3].exchange.sent[Kind.PROBE, True] == [4, 4 * (128 + 300_000)]

@@ -2,7 +2,8 @@
 
 Two classes of links, inside a node and between nodes. Each has the time of one message by size, as measured
 (:class:`Link`), and the time by which each further message keeps its sender or receiver busy. A phase of a plan
-takes as long as its busiest worker; phases follow each other, out and back.
+takes as long as its busiest worker, or as the busiest interface where a node's workers share one; phases follow each
+other, out and back.
 """
 
 from __future__ import annotations
@@ -57,37 +58,85 @@ class Links:
 
     intra: Link
     inter: Link
+    share: float | None = None
+    """How much of a message between nodes also keeps its node's other workers waiting: 0 with an interface of their
+    own, 1 where they share one. None: not measured."""
+
+    def describe_share(self) -> str:
+        """``shared by a node's workers to 90%``."""
+        return "not measured" if self.share is None else f"shared by a node's workers to {self.share:.0%}"
 
 
 DEFAULT = Links(intra=line(20e-6, 5e9, 15e-6), inter=line(50e-6, 1e9, 20e-6))
 """Shared memory and 10 Gb/s tcp, where nothing could be measured."""
+UNKNOWN_SHARE = 0.5
 
 
-def predict(
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of one layer's exchange, out and back, by cause."""
+
+    intra: float
+    """Phases inside nodes."""
+    inter: float
+    """Between nodes, every worker with an interface of its own."""
+    crowd: float
+    """What an interface shared by all of a node's workers would add."""
+    relay: float
+    """Of workers that pass messages on, which join and copy rows or add sums: taken to be as long as a message inside
+    a node, until measured steps say otherwise."""
+
+    def seconds(self, links: Links) -> float:
+        """Their sum on these links."""
+        share = UNKNOWN_SHARE if links.share is None else links.share
+        return self.intra + self.inter + self.relay + self.crowd * share
+
+
+def cost(
     plan: Plan, topology: Topology, tokens: Mapping[int, int], links: Links, *, out: int, back: int, most: int
-) -> float:
-    """Seconds of one layer's exchange, out and back, computing left out.
+) -> Cost:
+    """What one layer's exchange takes, computing left out.
 
     Args:
         tokens: rows of each active attention rank.
         out, back: bytes of a row on its way to the MoE workers, and of a row of sums.
         most: rows that a message carries at most.
     """
-    total = 0.0
+    intra = inter = crowd = relay = 0.0
     for phase in (GATHER, ACROSS, MULTICAST):
         edges = [edge for edge in plan.edges if edge.phase == phase]
         for row in (out, back) if edges else ():
             busy: defaultdict[tuple[int, bool], float] = defaultdict(float)
-            first = 0.0
+            interfaces: defaultdict[tuple[str, bool], float] = defaultdict(float)
+            first = passed_on = 0.0
             for edge in edges:
-                link = links.inter if topology.remote(edge.sender, edge.receiver) else links.intra
+                if edge.sources != (edge.sender,):
+                    size = row * sum(tokens[source] for source in edge.sources)
+                    passed_on = max(passed_on, links.intra.seconds(size))
+                remote = topology.remote(edge.sender, edge.receiver)
+                link = links.inter if remote else links.intra
                 first = max(first, link.seconds(0) - link.gap_s)
                 for _, rows in packets(edge.sources, tokens, most):
                     seconds = link.busy_s(HEADER_BYTES + rows * row)
-                    busy[edge.sender, True] += seconds
-                    busy[edge.receiver, False] += seconds
-            total += max(busy.values()) + max(first, 0.0)
-    return total
+                    for worker, sends in ((edge.sender, True), (edge.receiver, False)):
+                        busy[worker, sends] += seconds
+                        if remote:
+                            interfaces[topology.node(worker), sends] += seconds
+            relay += passed_on
+            longest = max(busy.values())
+            if interfaces:
+                inter += longest + first
+                crowd += max(0.0, max(interfaces.values()) - longest)
+            else:
+                intra += longest + first
+    return Cost(intra, inter, crowd, relay)
+
+
+def predict(
+    plan: Plan, topology: Topology, tokens: Mapping[int, int], links: Links, *, out: int, back: int, most: int
+) -> float:
+    """Seconds of one layer's exchange; arguments as of :func:`cost`."""
+    return cost(plan, topology, tokens, links, out=out, back=back, most=most).seconds(links)
 
 
 def fit(samples: Sequence[tuple[int, float]], burst: Sequence[tuple[int, float]]) -> Link:

@@ -43,7 +43,8 @@ class Kind(enum.IntEnum):
     WAKE = 4
     """Coordinator to sleeping attention workers: a step has begun."""
     PROBE = 5
-    """Coordinator to anyone: measures a link; to be echoed when ``tokens`` is not 0."""
+    """Coordinator to anyone: measures a link; to be echoed when ``tokens`` is not 0. With a member in ``digest``: that
+    member is to be sent ``lane`` probes of ``step`` bytes, to be dropped."""
     ECHO = 6
     """The answer, as large."""
 

@@ -22,12 +22,17 @@ from __future__ import annotations
 import base64
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from janus_transport.base import PeerLost
 from janus_transport.exchange import Exchange, Frame, SendBuffer
 from janus_transport.framing import Header, Kind
 from janus_transport.topology import Topology
+
+CROWD = 4
+"""Probes that a neighbour is asked to send at most; no more than there are receives posted."""
 
 
 class Flag(enum.IntFlag):
@@ -201,14 +206,27 @@ class CohortInbox:
     def _echo(self, peer: int, probe: Header) -> None:
         exchange = self.exchange
         exchange.pop(peer)
-        if probe.tokens:
-            buffer = self._echo_buffer = self._echo_buffer or exchange.allocate()
-            exchange.reclaim(buffer)
+        if not probe.tokens and not probe.digest:
+            return
+        buffer = self._echo_buffer = self._echo_buffer or exchange.allocate()
+        exchange.reclaim(buffer)
+        if probe.digest:
+            self._crowd(probe, buffer)
+        else:
             header = Header(
                 kind=Kind.ECHO, epoch=self.epoch, step=probe.step, source=exchange.member,
                 payload_bytes=probe.payload_bytes,
             )  # fmt: skip
             exchange.send([peer], header, buffer)
+
+    def _crowd(self, asked: Header, buffer: SendBuffer) -> None:
+        """Send to another node while who asks does so too: do they share an interface?"""
+        header = Header(
+            kind=Kind.PROBE, epoch=self.epoch, step=0, source=self.exchange.member,
+            payload_bytes=min(asked.step, buffer.payload.nbytes),
+        )  # fmt: skip
+        with suppress(PeerLost):  # it will be missed by who waits for it
+            self.exchange.send([asked.digest] * min(asked.lane, CROWD), header, buffer)
 
     def drop(self, peer: int) -> None:
         """Consume a frame that no longer matters."""
