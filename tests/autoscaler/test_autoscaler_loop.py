@@ -20,6 +20,7 @@ from janus_autoscaler.config import AutoscalerSettings
 from janus_autoscaler.keda import ExternalScaler
 from janus_autoscaler.loop import Autoscaler
 from janus_autoscaler.objective import Objective, ObjectiveStore
+from janus_autoscaler.office import Office
 from janus_autoscaler.service import AutoscalerService
 from janus_runtime.channel import connect
 from janus_runtime.coordination import Coordination
@@ -109,12 +110,12 @@ class Case:
                     fields = {k: repr(v) for k, v in sample.values.items()}
                     await self.redis.xadd(f"{{janus}}:stats:{name}", fields, id=stamp)
 
-    def scaler(self, **changes: Any) -> Autoscaler:
+    def scaler(self, office: Office | None = None, **changes: Any) -> Autoscaler:
         settings = dataclasses.replace(self.settings, **changes)
         store = ObjectiveStore(self.coordination, Objective(tpot_ms=120.0, max_attention=4, max_moe=6))
         return Autoscaler(
             settings, self.coordination, store, model=TINY, hardware=(CPU, CPU),
-            actuator=None if settings.actuator == "none" else self.actuator,
+            actuator=None if settings.actuator == "none" else self.actuator, office=office,
         )  # fmt: skip
 
 
@@ -157,6 +158,49 @@ async def test_up_under_load_and_back_to_the_floor_one_at_a_time(case: Case) -> 
     assert all(sum(a) - sum(b) == 1 for a, b in itertools.pairwise(downs)), downs
     await settled(scaler)
     assert case.actuator.now == (1, 1), "never below the floor"
+    await scaler.close()
+
+
+async def test_of_two_that_act_one_does(case: Case) -> None:
+    """The standby learns and plans; it acts from the moment it is in office, and the other no more."""
+    offices = [Office(case.coordination, f"autoscaler-{i}", 30.0) for i in range(2)]
+    first, second = (case.scaler(office) for office in offices)
+    for office in offices:
+        await office.turn()
+    await case.form((1, 1), running=16)
+    await case.report((1, 1), 16.0, 25, arrivals=4.0)
+    await settled(second)
+    assert case.actuator.steps == [] and second.state.target is not None
+    assert second.state.status.startswith("standing by for autoscaler-0")
+    assert second.learner is not None and second.learner.learnt.intervals
+    await settled(first)
+    assert len(case.actuator.steps) == 1 and first.describe().startswith("acting")
+    case.actuator.now = (1, 1)
+    await offices[0].resign()
+    await offices[1].turn()
+    await settled(first)
+    assert len(case.actuator.steps) == 1, "no longer in office"
+    await settled(second)
+    assert len(case.actuator.steps) == 2
+    await first.close()
+    await second.close()
+
+
+async def test_an_office_lost_on_the_way_ends_the_way(case: Case) -> None:
+    office = Office(case.coordination, "autoscaler-0", 30.0)
+    await office.turn()
+    scaler = case.scaler(office)
+    await case.form((3, 3), running=0)
+    case.actuator.now = (3, 3)
+    shrink = case.actuator.shrink
+
+    async def slow(pool: Pool, size: int) -> None:
+        await shrink(pool, size)
+        await office.resign()
+
+    case.actuator.shrink = slow  # type: ignore[method-assign]
+    await settled(scaler)
+    assert case.actuator.steps == [(2, 3)], "the floor was (1, 1)"
     await scaler.close()
 
 
@@ -278,6 +322,11 @@ async def test_keda_asks_for_what_was_decided(case: Case) -> None:
             await case.report((1, 1), 16.0, 25, arrivals=4.0)
             await settled(scaler)
             assert scaler.state.target is not None
+            scaler.office = Office(case.coordination, "autoscaler-0", 30.0)
+            with pytest.raises(grpc.RpcError) as caught:
+                await stub.GetMetrics(asked, timeout=5)
+            assert "standing by" in str(caught.value), "only the one in office says what to have"
+            await scaler.office.turn()
             (value,) = (await stub.GetMetrics(asked, timeout=5)).metricValues
             assert value.metricValue == value.metricValueFloat == scaler.state.target[1] > 1
             wrong = externalscaler_pb2.ScaledObjectRef(name="x", scalerMetadata={"pool": "gateway"})

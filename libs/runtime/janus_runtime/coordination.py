@@ -194,20 +194,23 @@ class Coordination:
 
     # -- the scheduler's office -----------------------------------------------------------------------
 
-    async def acquire_leader(self, worker_id: str, ttl_s: float) -> int | None:
-        """A fencing token, larger than any before; None while another scheduler is in office."""
-        keys = [self._keys.leader, self._keys.leader_token]
+    async def acquire_leader(self, worker_id: str, ttl_s: float, *, scaler: bool = False) -> int | None:
+        """A fencing token, larger than any before; None while another scheduler is in office.
+
+        ``scaler``, here and below: the autoscalers' office instead.
+        """
         token = await self._redis.script(
-            "take office", _scripts.ACQUIRE_LEADER, keys, [worker_id, int(ttl_s * 1000)]
+            "take office", _scripts.ACQUIRE_LEADER, self._office(scaler), [worker_id, int(ttl_s * 1000)]
         )
         return int(token) or None
 
-    async def renew_leader(self, worker_id: str, token: int, ttl_s: float) -> bool:
+    async def renew_leader(self, worker_id: str, token: int, ttl_s: float, *, scaler: bool = False) -> bool:
         """False when the office is lost."""
         args: list[str | int | bytes] = [f"{token} {worker_id}", int(ttl_s * 1000)]
-        return bool(
-            await self._redis.script("renew office", _scripts.RENEW_LEADER, [self._keys.leader], args)
+        renewed = await self._redis.script(
+            "renew office", _scripts.RENEW_LEADER, self._office(scaler)[:1], args
         )
+        return bool(renewed)
 
     async def look(self, worker_id: str, token: int, ttl_s: float) -> Look | None:
         """Renew the office and see cohort and leases, in one call; None when the office is lost."""
@@ -231,16 +234,21 @@ class Coordination:
             expires_s=min((ms / 1000 for *_, ms in found if ms >= 0), default=float("inf")),
         )
 
-    async def resign_leader(self, worker_id: str, token: int) -> None:
+    async def resign_leader(self, worker_id: str, token: int, *, scaler: bool = False) -> None:
         """Leave the office, so that a standby need not wait for it to expire."""
         await self._redis.script(
-            "leave office", _scripts.RESIGN_LEADER, [self._keys.leader], [f"{token} {worker_id}"]
+            "leave office", _scripts.RESIGN_LEADER, self._office(scaler)[:1], [f"{token} {worker_id}"]
         )
 
-    async def leader(self) -> str | None:
+    async def leader(self, *, scaler: bool = False) -> str | None:
         """Worker id of the scheduler in office."""
-        raw = await self._redis.call("read leader", lambda: self._redis.client.get(self._keys.leader))
+        key = self._office(scaler)[0]
+        raw = await self._redis.call("read leader", lambda: self._redis.client.get(key))
         return raw.decode("utf-8", "replace").partition(" ")[2] if raw else None
+
+    def _office(self, scaler: bool) -> list[str]:
+        keys = self._keys
+        return [keys.scaler, keys.scaler_token] if scaler else [keys.leader, keys.leader_token]
 
     async def next_epoch(self, floor: int = 0) -> int:
         """A new epoch above ``floor`` (the largest epoch any live worker runs), never given twice."""

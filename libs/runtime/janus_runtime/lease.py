@@ -32,6 +32,8 @@ class Keys:
         self.workers = f"{prefix}workers"
         self.leader = f"{prefix}leader"
         self.leader_token = f"{prefix}leader:token"
+        self.scaler = f"{prefix}scaler"
+        self.scaler_token = f"{prefix}scaler:token"
         self.epoch = f"{prefix}epoch"
         self.cohort = f"{prefix}cohort"
         self.layouts = f"{prefix}layouts"

@@ -9,6 +9,7 @@ namespace is ``janus``):
 ``{ns}:workers``                      set: ``<role>:<worker_id>`` of every lease, some perhaps expired
 ``{ns}:leader``                       fencing token and worker id of the scheduler in office, expires
 ``{ns}:leader:token``                 counter: fencing tokens
+``{ns}:scaler``, ``{ns}:scaler:token``  the same of the autoscaler that may act
 ``{ns}:epoch``                        counter: cohort epochs, never reused
 ``{ns}:cohort``                       :class:`CohortRecord`, JSON, written only by the scheduler
 ``{ns}:layout:<version>``             :class:`LayoutRecord`, JSON

@@ -26,6 +26,7 @@ from janus_autoscaler.config import AutoscalerSettings
 from janus_autoscaler.keda import ExternalScaler
 from janus_autoscaler.loop import Autoscaler
 from janus_autoscaler.objective import Objective, ObjectiveStore
+from janus_autoscaler.office import Office
 from janus_autoscaler.service import AutoscalerService
 
 ROLE = "autoscaler"
@@ -55,10 +56,13 @@ async def serve(settings: AutoscalerSettings) -> None:
         )
         store = ObjectiveStore(coordination, default)
         drainer = actuators.Drainer(coordination, settings, deadline_s=settings.drain_deadline_s)
+        office = Office(coordination, settings.worker_id, settings.lease_ttl_s)
+        acts = settings.mode == "act" and model is not None
         autoscaler = Autoscaler(
             settings, coordination, store, model=model, hardware=hardware,
-            actuator=actuators.create(settings, drainer),
+            actuator=actuators.create(settings, drainer), office=office if acts else None,
         )  # fmt: skip
+        stack.push_async_callback(office.resign)
         stack.push_async_callback(autoscaler.close)
         server.add(
             autoscaler_pb2_grpc.add_AutoscalerServiceServicer_to_server,
@@ -70,6 +74,8 @@ async def serve(settings: AutoscalerSettings) -> None:
             ExternalScaler(autoscaler),
             "externalscaler.ExternalScaler",
         )
+        if acts:
+            await office.turn()
         address = await server.start()
         keeper = await coordination.register(
             Lease(
@@ -79,10 +85,17 @@ async def serve(settings: AutoscalerSettings) -> None:
             )
         )  # fmt: skip
         stack.push_async_callback(keeper.close)
+
+        async def tell() -> None:
+            await keeper.update(detail=autoscaler.describe())
+
+        office.on_change = tell
         server.set_serving(True)
         startup.ready(f"gRPC at {address}, {autoscaler.describe()}")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(autoscaler.run())
+            if acts:
+                tasks.create_task(office.keep())
             tasks.create_task(keeper.wait_superseded())
 
 

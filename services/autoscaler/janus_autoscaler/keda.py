@@ -46,8 +46,8 @@ class ExternalScaler(externalscaler_pb2_grpc.ExternalScalerServicer):
         )
 
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Any) -> pb.GetMetricsResponse:
-        """The size decided on. FAILED_PRECONDITION unless the mode is act, UNAVAILABLE before the first decision:
-        KEDA then leaves the workload as it is."""
+        """The size decided on. FAILED_PRECONDITION unless the mode is act, UNAVAILABLE before the first decision and
+        from an autoscaler that stands by for another: KEDA then leaves the workload as it is."""
         pool = _pool(request.scaledObjectRef)
         if request.metricName and not request.metricName.endswith(_metric(pool)):
             raise NotFound(
@@ -59,6 +59,8 @@ class ExternalScaler(externalscaler_pb2_grpc.ExternalScalerServicer):
                 f"the autoscaler runs with --mode {settings.mode} --actuator {settings.actuator}",
                 next_step="Give it --mode act --actuator keda to let KEDA act.",
             )
+        if not self._autoscaler.may_act:
+            raise Unavailable(f"this one is {self._autoscaler.describe()}", retry_after_s=5.0)
         if target is None:
             raise Unavailable(f"nothing is decided yet: {self._autoscaler.state.status}", retry_after_s=5.0)
         size = target[POOLS.index(pool)]

@@ -1,4 +1,4 @@
-"""The loop: observe, learn, plan, decide, act. One per mesh."""
+"""The loop: observe, learn, plan, decide, act. Of several in a mesh, one acts (janus_autoscaler.office)."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from janus_autoscaler.learn import Learner
 from janus_autoscaler.measure import Interval, intervals, tpot_quantile
 from janus_autoscaler.objective import Objective, ObjectiveStore
 from janus_autoscaler.observe import Observation, observe
+from janus_autoscaler.office import Office
 from janus_autoscaler.planning import AMaxTable, Verdict, floor_of, mesh_of, plan_for
 
 log = logging.getLogger("janus.autoscaler")
@@ -90,8 +91,11 @@ class Autoscaler:
         model: ModelShape | None,
         hardware: tuple[HardwareProfile, HardwareProfile],
         actuator: Actuator | None = None,
+        office: Office | None = None,
     ) -> None:
+        """``office``: what must be held to act; None: nothing must."""
         self.settings = settings
+        self.office = office
         self.state = State()
         self.learner: Learner | None = None
         self.serving: Sizes = (0, 0)
@@ -128,7 +132,14 @@ class Autoscaler:
             return self.state.status
         mode, actuator = self.settings.mode, self.settings.actuator
         what = {"off": "observing", "advise": "advising", "act": f"acting through {actuator}"}[mode]
+        if mode == "act" and not self.may_act:
+            what = f"standing by for {(self.office and self.office.holder) or 'the office'}"
         return f"{what}, every {self.settings.interval_s:g} s"
+
+    @property
+    def may_act(self) -> bool:
+        """False while another autoscaler is in office."""
+        return self.office is None or self.office.held
 
     async def run(self) -> None:
         """Decide every ``interval_s`` until cancelled; never ends by itself."""
@@ -207,7 +218,9 @@ class Autoscaler:
         out = self.state
         out.demand, out.verdict, out.target = asked, verdict, decision.sizes
         out.reason, out.status, out.decisions = decision.reason, verdict.status, out.decisions + 1
-        if decision.sizes != now:
+        if self.settings.mode == "act" and not self.may_act:
+            out.status = f"{self.describe()}; {verdict.status}"
+        elif decision.sizes != now:
             log.info("%d x %d -> %d x %d: %s (%s)", *now, *decision.sizes, decision.reason, verdict.status)
         self._act()
 
@@ -329,14 +342,14 @@ class Autoscaler:
 
     def _act(self) -> None:
         """Start moving towards the target, unless that is under way: it looks at the target at each step."""
-        if self.settings.mode != "act" or self._actuator is None:
+        if self.settings.mode != "act" or self._actuator is None or not self.may_act:
             return
         if (self._action is None or self._action.done()) and time.monotonic() >= self._not_before:
             self._action = asyncio.create_task(self._move(self._actuator), name="move")
 
     async def _move(self, actuator: Actuator) -> None:
         try:
-            while self.state.target is not None:
+            while self.state.target is not None and self.may_act:
                 now = await actuator.sizes()
                 step = next_step(now, self.state.target)
                 if step == now:
