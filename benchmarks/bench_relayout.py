@@ -1,24 +1,28 @@
 """Re-layout under load: gaps between tokens while experts load and the cohort switches, against quiet minutes.
 
 ``python benchmarks/bench_relayout.py --model .janus/demo``: a real mesh under the supervisor, streams without end,
-and in turns a quiet window and one in which the scheduler is asked for another placement, taken at random, as soon
-as it has the one before. Every stream is compared token by token with an undisturbed run. Writes
+and in turns a short quiet window and one of the same length that begins with asking the scheduler for another
+placement, taken at random. What is compared is each window with its neighbour, so that a machine that is busy with
+other work for a while is so in both. Every stream is compared token by token with an undisturbed run. Writes
 results/relayout.md and .png.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import grpc
 import numpy as np
+from janus_runtime.coordination import Coordination
+from janus_runtime.settings import ServiceSettings
 from janus_testing import LocalMesh
 from janus_testing.load import Load, make_requests
 from janus_wire.v1 import common_pb2, scheduler_pb2, scheduler_pb2_grpc
@@ -29,12 +33,13 @@ Placement = list[list[list[int]]]
 
 @dataclass
 class Window:
-    """A stretch of time, monotonic, and the changes made in it."""
+    """A stretch of time, monotonic; one in which the placement changes begins with asking for it."""
 
     begin: float
     end: float = 0.0
-    changes: list[tuple[float, float, int]] = field(default_factory=list)
-    """(asked, answered, replicas loaded)"""
+    answered: float = 0.0
+    loaded: int = 0
+    """Replicas."""
 
 
 class Scheduler:
@@ -98,37 +103,47 @@ def gaps(load: Load, windows: Sequence[Window]) -> np.ndarray:
 
 
 def tpot(load: Load, windows: Sequence[Window]) -> np.ndarray:
-    """Milliseconds per token of each stream in each window, of those with at least ten tokens there."""
+    """Milliseconds per token of each stream in each window, of those with at least five tokens there."""
     found = []
     for stream in load.streams:
         times = np.array(stream.times)
         for window in windows:
-            inside = times[(times >= window.begin) & (times <= window.end)]
-            if len(inside) >= 10:
-                found.append((inside[-1] - inside[0]) / (len(inside) - 1) * 1e3)
+            inside = (times[1:] >= window.begin) & (times[1:] <= window.end)
+            if inside.sum() >= 5:
+                found.append(np.diff(times)[inside].mean() * 1e3)
     return np.array(found)
 
 
 def measure(
-    load: Load, scheduler: Scheduler, rounds: int, seconds: float, layers: int | None, pause_s: float
+    load: Load, scheduler: Scheduler, rounds: int, seconds: float, layers: int | None
 ) -> tuple[list[Window], list[Window]]:
-    """Quiet windows and windows full of changes, in turns."""
+    """Quiet windows, and windows that begin with a change, in turns."""
+    scheduler.move(scheduler.shuffled(layers)[0])  # the first one imports what the others need
     quiet, busy = [], []
     for _ in range(rounds):
         window = Window(time.monotonic())
         time.sleep(seconds)
         window.end = time.monotonic()
         quiet.append(window)
+        placement, _ = scheduler.shuffled(layers)
         window = Window(time.monotonic())
-        while time.monotonic() < window.begin + seconds:
-            placement, _ = scheduler.shuffled(layers)
-            asked = time.monotonic()
-            loaded = scheduler.move(placement)
-            window.changes.append((asked, time.monotonic(), loaded))
-            time.sleep(pause_s)
+        window.loaded = scheduler.move(placement)
+        window.answered = time.monotonic()
+        time.sleep(max(0.0, window.begin + seconds - window.answered))
         window.end = time.monotonic()
         busy.append(window)
     return quiet, busy
+
+
+async def counted(redis_url: str, attention: int) -> tuple[float, float]:
+    """Switches that attention workers timed, and seconds that those have cost by their count."""
+    coordination = await Coordination.connect(ServiceSettings(redis_url=redis_url, worker_id="bench"))
+    try:
+        last = [await coordination.read_stats(f"attention-{i}", window_s=60) for i in range(attention)]
+    finally:
+        await coordination.close()
+    values = [samples[-1].values for samples in last if samples]
+    return sum(v["layout_switches"] for v in values), sum(v["layout_switch_seconds"] for v in values)
 
 
 def load_average() -> str:
@@ -151,14 +166,14 @@ def picture(load: Load, quiet: Sequence[Window], busy: Sequence[Window], path: P
     left.set(yscale="log", xlabel="gap between two tokens, ms", ylabel="share of gaps that are longer")
     left.set_xlim(left=0)
     left.legend()
-    begin, end = quiet[-1].begin, busy[-1].end
+    shown = min(4, len(quiet))
+    begin, end = quiet[-shown].begin, busy[-1].end
     for stream in load.streams:
         times = np.array(stream.times)
         inside = (times[1:] >= begin) & (times[1:] <= end)
-        right.plot(times[1:][inside] - begin, np.diff(times)[inside] * 1e3, ".", ms=2, color="tab:blue")
-    for asked, answered, _ in busy[-1].changes:
-        right.axvspan(asked - begin, answered - begin, color="tab:orange", alpha=0.4, lw=0)
-    right.axvline(busy[-1].begin - begin, color="gray", lw=0.5)
+        right.plot(times[1:][inside] - begin, np.diff(times)[inside] * 1e3, ".", ms=3, color="tab:blue")
+    for window in busy[-shown:]:
+        right.axvspan(window.begin - begin, window.answered - begin, color="tab:orange", alpha=0.5, lw=0)
     right.set(xlabel="seconds (orange: from asking for a placement to having it)", ylabel="gap, ms")
     right.set_ylim(bottom=0)
     figure.savefig(path, dpi=110)
@@ -172,8 +187,24 @@ def report(load: Load, quiet: Sequence[Window], busy: Sequence[Window]) -> list[
         for q in (50, 90, 99):
             a, b = np.percentile(calm, q), np.percentile(moved, q)
             rows.append(f"| {name}, p{q}, ms | {a:.1f} | {b:.1f} | {b / a:.2f} |")
-    worst = gaps(load, quiet).max(), gaps(load, busy).max()
-    rows.append(f"| longest gap, ms | {worst[0]:.0f} | {worst[1]:.0f} | {worst[1] / worst[0]:.2f} |")
+    pace = [np.array([tpot(load, [w]).mean() for w in windows]) for windows in (quiet, busy)]
+    ratio = pace[1] / pace[0]
+    rows.append(
+        f"| TPOT of a window over that of the quiet one before it, median (quartiles) | | | {np.median(ratio):.2f} "
+        f"({np.percentile(ratio, 25):.2f} to {np.percentile(ratio, 75):.2f}) |"
+    )
+    worst = [[gaps(load, [w]).max() for w in windows] for windows in (quiet, busy)]
+    longer = np.array(worst[1]) - np.array(worst[0])
+    a, b = np.median(worst[0]), np.median(worst[1])
+    rows += [
+        f"| longest gap of a window, median, ms | {a:.0f} | {b:.0f} | {b / a:.2f} |",
+        "",
+        (
+            f"The longest gap of a changing window less that of the quiet one before it: median "
+            f"{np.median(longer):+.0f} ms, quartiles {np.percentile(longer, 25):+.0f} and "
+            f"{np.percentile(longer, 75):+.0f} ms."
+        ),
+    ]
     return rows
 
 
@@ -183,13 +214,12 @@ def report(load: Load, quiet: Sequence[Window], busy: Sequence[Window]) -> list[
 @click.option("--experts", default=2, show_default=True)
 @click.option("--slots", default=5, show_default=True, help="Of each MoE worker and layer.")
 @click.option("--streams", default=4, show_default=True)
-@click.option("--rounds", default=4, show_default=True, help="Pairs of a quiet and a changing window.")
-@click.option("--seconds", default=15.0, show_default=True, help="Of a window.")
-@click.option("--pause", default=1.0, show_default=True, help="Seconds between two changes.")
+@click.option("--rounds", default=25, show_default=True, help="Pairs of a quiet and a changing window.")
+@click.option("--seconds", default=3.0, show_default=True, help="Of a window.")
 @click.option("--layers", type=int, help="Layers that a change deals anew.  [default: all]")
 @click.option("--dry", is_flag=True, help="Write nothing.")
 def main(
-    model: str, attention: int, experts: int, slots: int, streams: int, rounds: int, seconds: float, pause: float,
+    model: str, attention: int, experts: int, slots: int, streams: int, rounds: int, seconds: float,
     layers: int | None, dry: bool,
 ) -> None:  # fmt: skip
     """Measure and write the results."""
@@ -201,23 +231,31 @@ def main(
         scheduler = Scheduler(mesh, seed=1)
         with load:
             load.wait_tokens(20 * streams)
-            quiet, busy = measure(load, scheduler, rounds, seconds, layers, pause)
+            quiet, busy = measure(load, scheduler, rounds, seconds, layers)
+            switches, cost = asyncio.run(counted(mesh.redis_url, attention))
         problems = list(load.problems())
     if problems:
         raise click.ClickException("; ".join(problems[:3]))
-    changes = [change for window in busy for change in window.changes]
-    took = np.array([answered - asked for asked, answered, _ in changes])
+    took = np.array([w.answered - w.begin for w in busy])
+    which = "all layers" if layers is None else f"{layers} layers"
     intro = (
         f"{attention} attention and {experts} MoE workers with {slots} slots, {streams} streams; {rounds} times a "
-        f"quiet window of {seconds:.0f} s and one with a change every {pause:g} s: {len(changes)} changes with "
-        f"{np.mean([c[2] for c in changes]):.0f} replicas loaded by each, {np.median(took):.2f} s from asking for "
-        f"one to having it (longest {took.max():.2f} s). The machine's load at the end: {load_average()}."
+        f"quiet window of {seconds:g} s and one that begins with a change: the experts of {which} dealt anew, "
+        f"{np.mean([w.loaded for w in busy]):.0f} replicas loaded by each, {np.median(took):.2f} s from asking for "
+        f"it to having it (longest {took.max():.2f} s). The machine's load at the end: {load_average()}."
+    )
+    counts = (
+        f"By the attention workers' own count a switch delayed the step after it by {1e3 * cost / switches:.0f} ms "
+        f"(mean of {switches:.0f})."
+        if switches
+        else "No switch fell between two steps of as many tokens."
     )
     body = "\n".join(
         [
             intro,
             "",
             *report(load, quiet, busy),
+            counts,
             "",
             f"All {len(load.streams)} streams have the tokens of an undisturbed run.",
             "",

@@ -67,6 +67,13 @@ def test_twenty_random_layouts_in_a_row(mixtral: Path) -> None:
         changes = [lambda: mesh.form(placement(rng, 3)) for _ in range(20)]
         equal(run(mesh, work, changes), expected)
 
+        def told() -> list[float]:
+            return [w.stats.get("layout_switches", 0) for w in mesh.attention]
+
+        mesh.pump(lambda: sum(told()) >= 10, "reports of what switches have cost")
+        assert max(told()) <= 20
+        assert all(abs(w.stats["layout_switch_seconds"]) < 10 for w in mesh.attention)
+
 
 @pytest.mark.parametrize("seed", range(3))
 def test_experts_load_beside_the_steps(mixtral: Path, seed: int) -> None:

@@ -69,3 +69,17 @@ def test_taken_before_the_thread_has_said_so(loader: ExpertLoader) -> None:
     assert awake(loader)
     assert loader.take() == []
     assert not awake(loader)
+
+
+def test_it_rests_twice_as_long_as_it_computes(loader: ExpertLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(model: object, key: tuple[int, int]) -> ExpertWeights:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+        return Model().load(*key)
+
+    monkeypatch.setattr("janus_moe.loader.read_in", busy)
+    began = time.monotonic()
+    loader.ask(LoadJob(1, [(0, 1), (0, 2)]))
+    taken(loader, 1)
+    assert time.monotonic() - began >= 2 * 3 * 0.02

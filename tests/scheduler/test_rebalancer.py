@@ -261,3 +261,27 @@ async def test_strange_reports_are_skipped_and_silence_is_no_reason(
         assert (await m.rebalancer.rebalance(dry_run=False)).changed
         quiet = await m.rebalancer.rebalance(dry_run=False, only_news=True)
         assert quiet.reason == "no routing since the last look"
+
+
+async def test_a_switch_costs_what_attention_workers_measured(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready) as m:
+        price = m.rebalancer._switch_s
+
+        async def told(switches: float, seconds: float) -> float:
+            stats = {"layout_switches": switches, "layout_switch_seconds": seconds}
+            await coordination.report_stats("attention-0", stats)
+            return await price()
+
+        assert await price() == 0.1, "a guess, before there was one"
+        assert await told(2.0, 0.6) == pytest.approx(0.2), "half the guess, half of 0.3"
+        assert await price() == pytest.approx(0.2), "nothing new"
+        assert await told(3.0, 0.5) == pytest.approx(0.1005), (
+            "steps vary more than this one cost: 1 ms at least"
+        )
+        assert await told(1.0, 0.3) == pytest.approx(0.20025), "the worker was started again"
+        assert await told(2.0, 1e6) == pytest.approx(5.100125), "10 s at most"
+        await m.report(HOT, seconds=2e-8)
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert not outcome.changed and "the switch costs 5.10 s" in outcome.reason

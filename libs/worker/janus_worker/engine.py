@@ -56,6 +56,8 @@ class CohortEngine(abc.ABC):
         self._stall_s = stall_s
         self.amid = False
         """Between a step's first exchange and its last: a new layout of the same cohort waits for its end."""
+        self.only_layout = False
+        """Whether the cohort that is taken up differs from the one before in its layout alone."""
         self._announced: Message | None = None
         self._finish_until = 0.0
         self._why = "the first one"
@@ -215,8 +217,8 @@ class CohortEngine(abc.ABC):
                 raise Stop
             if kind == "cohort":
                 self._announced = message
-                only_layout = self.cohort is not None and self.cohort.members == members_of(message.body)
-                self._finish_until = time.monotonic() + _FINISH_S if only_layout else 0.0
+                self.only_layout = self.cohort is not None and self.cohort.members == members_of(message.body)
+                self._finish_until = time.monotonic() + _FINISH_S if self.only_layout else 0.0
             else:
                 self.handle(message)
         if self._announced is not None and not (self.amid and time.monotonic() < self._finish_until):

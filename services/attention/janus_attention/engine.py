@@ -120,6 +120,12 @@ class AttentionEngine(CohortEngine):
             token_s=1e-6 * options.emulated_token_us, graphs=graphs,
         )  # fmt: skip
         self._note = self.exchange.allocate()
+        self._last: float | None = None
+        """End (time.perf_counter()) of the step just made; None after a sleep or a loss."""
+        self._switched = False
+        """Whether another layout was taken up since."""
+        self._delayed: tuple[int, float] | None = None
+        """Tokens of the step just made, the first of a layout, and seconds since the one before; None: another."""
         self.guides = GuideCompiler(config.directory, config.vocab_size, end_ids(config))
         self.wake_fds.append(self.guides.wake_fd)
 
@@ -207,6 +213,8 @@ class AttentionEngine(CohortEngine):
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         rank = next((r for r, peer in enumerate(cohort.attention) if peer.member == self.member), None)
         if rank is not None:
+            self._switched = self.only_layout
+            self._last = self._last if self.only_layout else None
             self.inbox.adopt(cohort, (*cohort.moe, *cohort.mates(self.member)))
             self._forward.relay.adopt(cohort)
             self._forward.advice = False
@@ -223,10 +231,12 @@ class AttentionEngine(CohortEngine):
             self._compute(pieces, self.cohort, began)
             self.asleep = False
             self.step += 1
-        elif self.asleep:
-            self._sleep(self.cohort)
         else:
-            self._join_empty(self.cohort)
+            self._last = None
+            if self.asleep:
+                self._sleep(self.cohort)
+            else:
+                self._join_empty(self.cohort)
         self.report(force=self.asleep)
         self.intake()
 
@@ -304,8 +314,19 @@ class AttentionEngine(CohortEngine):
         self._deliver(pieces, logits_NV)
         ended = time.perf_counter()
         self.counters.deliver_seconds += ended - ran
+        self._time_switch(sum(piece.count for piece in pieces), ended - began, ended)
         self.batcher.others_decode = self._forward.cohort_decodes and not step.decodes
         self.batcher.observe(pieces, ended - began)
+
+    def _time_switch(self, tokens: int, took: float, ended: float) -> None:
+        """A step is over: if another layout was taken up before the one before it, count what that has cost."""
+        if self._delayed is not None and self._delayed[0] == tokens:
+            self.counters.layout_switches += 1
+            # Signed, since steps vary: over many switches that evens out.
+            self.counters.layout_switch_seconds += self._delayed[1] - took
+        # Steps before a switch share the processors with loading: the one after says how long a step is.
+        self._delayed = (tokens, ended - self._last) if self._switched and self._last is not None else None
+        self._switched, self._last = False, ended
 
     def _detailed(self, piece: Piece) -> bool:
         seq, every = piece.seq, self._options.trace_every

@@ -82,6 +82,10 @@ class StepCounters:
     """Drafts that turned out right."""
     preemptions: int = 0
     digest_mismatches: int = 0
+    layout_switches: int = 0
+    """Switches to another layout of the same cohort, followed by two steps of as many tokens."""
+    layout_switch_seconds: float = 0.0
+    """By how much the first of those steps ended later than it would have at the pace of the second."""
 
 
 class _Lane:

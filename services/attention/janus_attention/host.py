@@ -24,6 +24,7 @@ _REPORTED = (
     "exchange_bytes_received", "prefix_hit_tokens", "prefix_lookup_tokens", "requests_started", "queue_seconds",
     "drafted_tokens", "accepted_tokens", "step_tokens", "context_tokens", "prepare_seconds", "deliver_seconds",
     "kv_tokens_capacity", "sequences_capacity", "resumed_requests", "finished_requests", "finished_tokens",
+    "layout_switches", "layout_switch_seconds",
 )  # fmt: skip
 
 

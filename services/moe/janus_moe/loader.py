@@ -1,4 +1,7 @@
-"""Loading experts beside the steps: a thread maps them and touches their pages, so that a step never waits for disk."""
+"""Loading experts beside the steps: a thread maps them and touches their pages, so that a step never waits for disk.
+
+It leaves most of a core to the steps: nobody waits for what is loaded, and everybody for a step.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +19,8 @@ from janus_kernels.ops import ExpertWeights
 from janus_models.experts import ExpertModel
 
 _PAGE = 4096
+_REST = 2.0
+"""Seconds of rest for each that loading has computed; waiting for the disk is rest itself."""
 Key = tuple[int, int]
 """(MoE layer, expert)"""
 
@@ -78,7 +84,9 @@ class ExpertLoader:
         while (job := self._jobs.get()) is not None:
             try:
                 for key in job.keys:
+                    began = time.thread_time()
                     job.loaded[key] = read_in(self._model, key)
+                    time.sleep(_REST * (time.thread_time() - began))
             except Exception as error:  # noqa: BLE001 - the asker hears of it, whatever it is
                 job.error = f"{type(error).__name__}: {error}"
             self._done.append(job)

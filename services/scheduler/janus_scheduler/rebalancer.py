@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
@@ -37,8 +37,10 @@ log = logging.getLogger("janus.scheduler")
 LOAD_DEADLINE_S = 120.0
 STATS_WINDOW_S = 60.0
 _UNLOAD_S = 10.0
-_SWITCH_S = 0.1
-"""Seconds of the mesh's time that a switch is thought to cost: a guess on the safe side, a step or two."""
+_FIRST_SWITCH_S = 0.1
+"""Seconds of the mesh's time that a switch is thought to cost before one was measured."""
+_SWITCH_S = (0.001, 10.0)
+"""What a measured one may come to: steps vary by more than a switch costs."""
 _GONE = "an MoE worker is gone; the next epoch brings a layout for those that are left"
 _FIRST_LOAD_S = 0.02
 """Seconds that loading a replica is thought to take before one was measured."""
@@ -72,6 +74,9 @@ class _Known:
     position: str = "0"
     news: bool = False
     load_s: float = _FIRST_LOAD_S
+    switch_s: float = _FIRST_SWITCH_S
+    switches: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Switches, and seconds that they cost, as each attention worker counted them at the last look."""
     complained: str = ""
 
 
@@ -133,7 +138,7 @@ class Rebalancer:
                 moe = await self._leases(cohort)
                 if moe is None:
                     return Outcome(changed=False, layout_version=stays, reason=_GONE)
-                asked_for = self._demanded(target, moe, cohort, layout)
+                asked_for = await asyncio.to_thread(self._demanded, target, moe, cohort, layout)
                 if not asked_for.go:
                     return Outcome(changed=False, layout_version=stays, reason="this placement is in force")
                 return await self._act(asked_for, moe, cohort, layout, dry_run=dry_run)
@@ -267,8 +272,29 @@ class Rebalancer:
                 steps = max(steps, ends.rate("steps") / seconds)
         return Prices(
             seconds_per_expert=per_expert, steps_per_second=steps, load_seconds=self._known.load_s,
-            switch_seconds=_SWITCH_S, horizon_s=self._horizon_s,
+            switch_seconds=await self._switch_s(), horizon_s=self._horizon_s,
         )  # fmt: skip
+
+    async def _switch_s(self) -> float:
+        """What a switch costs: half what was thought so far, half the mean of those since the last look, as the
+        attention worker that they delayed most counted them."""
+        known, means = self._known, []
+        for lease in await self._coordination.workers("attention"):
+            samples = await self._coordination.read_stats(lease.worker_id, window_s=STATS_WINDOW_S)
+            if not samples:
+                continue
+            values = samples[-1].values
+            now = values.get("layout_switches", 0.0), values.get("layout_switch_seconds", 0.0)
+            before = known.switches.get(lease.worker_id, (0.0, 0.0))
+            if now[0] < before[0]:  # it was started again
+                before = (0.0, 0.0)
+            known.switches[lease.worker_id] = now
+            if now[0] > before[0]:
+                means.append((now[1] - before[1]) / (now[0] - before[0]))
+        if means:
+            low, high = _SWITCH_S
+            known.switch_s = 0.5 * (known.switch_s + min(high, max(low, *means)))
+        return known.switch_s
 
     # Moving -----------------------------------------------------------------------------------
 
