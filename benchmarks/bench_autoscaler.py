@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import grpc
+from google.protobuf.json_format import MessageToDict
 from janus_models.tiny import make_tiny
 from janus_testing import LocalMesh
 from janus_testing.load import make_requests
@@ -69,13 +70,17 @@ def run(model: Path, sizes: tuple[int, int], *, act: bool, seed: int, phases: An
         load.reference()
         time.sleep((3 if act else 1) * INTERVAL_S)  # the reference run is no part of what is asked
         load.arrivals = poisson(phases, seed)
-        errors = []
+        errors: list[tuple[float, float]] = []
+        thoughts = []
         with load:
             begin = time.monotonic()
             while time.monotonic() < begin + length:
                 time.sleep(min(INTERVAL_S, max(0.1, begin + length - time.monotonic())))
                 stats = ask(running, "GetStats", autoscaler_pb2.AutoscalerServiceGetStatsRequest())
                 errors.append((time.monotonic() - begin, stats.model_error_ratio))
+                plan = ask(running, "GetPlan", autoscaler_pb2.GetPlanRequest())
+                why = ask(running, "Explain", autoscaler_pb2.ExplainRequest(limit=12))
+                thoughts.append((errors[-1][0], MessageToDict(plan), MessageToDict(why)))
         begin = load.began
         buckets = [
             (t, quantile(load.tpot(t, t + INTERVAL_S), 0.5), quantile(load.tpot(t, t + INTERVAL_S), 0.95))
@@ -85,6 +90,7 @@ def run(model: Path, sizes: tuple[int, int], *, act: bool, seed: int, phases: An
             "streams": len(load.streams), "tokens": load.tokens(), "problems": list(load.problems()),
             "buckets": buckets, "sizes": [(t - begin, a, e) for t, a, e in count.rows if 0 <= t - begin < length],
             "worker_seconds": count.worker_seconds(begin, begin + length), "errors": errors,
+            "thoughts": thoughts,
             "ttft_p95": quantile(load.ttft(0, length), 0.95), "length": length,
             "log": [line for line in running.log("autoscaler-0").splitlines() if "->" in line or "WARN" in line],
         }  # fmt: skip

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from janus_cli.main import main
+from janus_placement import Recorder
+from janus_runtime.coordination import Coordination
+from janus_runtime.records import CohortRecord, LayoutRecord
+from janus_runtime.redis_server import RedisServer
+from janus_runtime.settings import ServiceSettings
+from janus_scaling import shape
 
 SMALL = ["--max-attention", "3", "--max-moe", "9"]
 
@@ -34,6 +43,58 @@ def test_plan_that_cannot_be() -> None:
     assert json.loads(out)["chosen"] is None and "TPOT" in json.loads(out)["others"][0]["why_not"]
 
 
+def test_what_if() -> None:
+    args = ["plan", "--batch", "64", *SMALL, "--what-if", "1x6", "--what-if", "2X8", "--show", "0"]
+    code, out, err = run(*args, "--json")
+    assert code == 0, err
+    first, second = json.loads(out)["what_if"]
+    assert (first["attention"], first["moe"], first["why_not"]) == (1, 6, "")
+    assert (second["attention"], second["moe"]) == (2, 8) and "costs" in second["why_not"]
+    for found in (first, second):
+        search, robin = found["a_max"]["search"], found["a_max"]["round-robin"]
+        assert found["bound"] <= search["optimal"] <= robin["optimal"]
+        assert all(v["optimal"] <= v["aebs"] for v in found["a_max"].values())
+    assert second["bound"] < first["bound"], "more instances, fewer experts on each"
+    code, text, _ = run(*args)
+    assert code == 0 and "would be chosen" in text and "coactivation" in text and "2 x 8" in text
+
+
+@pytest.fixture
+def reported() -> Iterator[str]:
+    """A mesh of two MoE workers in Redis, whose tokens go to 16 of the experts."""
+    model = shape("qwen3-235b")
+    with RedisServer.start() as server:
+
+        async def tell() -> None:
+            coordination = await Coordination.connect(ServiceSettings(redis_url=server.url, worker_id="s"))
+            token = await coordination.acquire_leader("s", 60)
+            assert token
+            layout = LayoutRecord(version=1, num_experts=model.num_experts, slots=22, placement=())
+            record = CohortRecord(epoch=1, attention=(), moe=(), layout_version=1)
+            await coordination.publish_cohort(record, layout, token)
+            recorder = Recorder(model.num_experts, model.top_k)
+            rng = np.random.default_rng(0)
+            for _ in range(50):
+                recorder.observe(0, np.array([rng.permutation(16)[: model.top_k] for _ in range(8)]))
+            await coordination.report_routing(recorder.take()[0].to_fields())
+            await coordination.close()
+
+        asyncio.run(tell())
+        yield server.url
+
+
+def test_of_a_mesh_that_runs(reported: str) -> None:
+    """Its routing: 16 experts at most are ever active, so that six instances have to compute 3 at most."""
+    args = ["plan", "--batch", "64", "--model", "qwen3-235b", "--hardware", "h200", "--max-moe", "9"]
+    code, out, err = run(*args, "--from-mesh", "--redis-url", reported, "--what-if", "1x6", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["slots"] == 22 and found["what_if"][0]["bound"] == 3
+    assert found["what_if"][0]["a_max"]["search"]["optimal"] == pytest.approx(3, abs=0.1)
+    code, _, err = run("plan", "--batch", "64", "--from-mesh", "--redis-url", reported)
+    assert code == 1 and "no routing of 160 experts was reported" in err
+
+
 def test_measured_coefficients(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text('{"c_e": 0.001}')
@@ -53,6 +114,19 @@ def test_measured_coefficients(tmp_path: Path) -> None:
         (["plan", "--batch", "64", "--max-moe", "5"], 1, "max_moe = 5; allowed: 6 or more"),
         (["plan", "--batch", "64", "--idle", "1"], 1, "idle = 1.0; allowed: shares that leave 6 of 160"),
         (["plan", "--batch", "nan"], 2, "finite"),
+        (
+            ["plan", "--batch", "64", "--what-if", "2"],
+            2,
+            "'2' is no size; expected attention x MoE workers, e.g. 2x8",
+        ),
+        (["plan", "--batch", "64", "--what-if", "0x8"], 2, "is no size"),
+        (
+            ["plan", "--batch", "64", *SMALL, "--what-if", "2x5"],
+            1,
+            "2x5; allowed: 1..3 attention and 6..9 MoE",
+        ),
+        (["plan", "--batch", "64", "--what-if", "2x8", "--system", "sglang"], 2, "sglang has one"),
+        (["plan", "--batch", "64", "--from-mesh", "--run-dir", "/nowhere"], 1, "/nowhere"),
         (["simulate", "--trace", "/nowhere.csv"], 1, "a readable CSV file"),
         (["simulate", "--hours", "240", "--rate", "100"], 1, "rate x duration_s"),
     ],

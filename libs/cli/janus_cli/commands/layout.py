@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 import grpc
-from janus_placement import Report, ReportError, RoutingWindow
 from janus_runtime.channel import connect as grpc_connect
 from janus_runtime.coordination import Coordination
 from janus_runtime.errors import NotFound, Unavailable, from_rpc_error
@@ -21,6 +19,7 @@ from janus_cli.errors import Failure
 from janus_cli.layout_view import LayoutView, picture, summary, table
 from janus_cli.options import json_option, run_dir_option
 from janus_cli.progress import out_console
+from janus_cli.recent_routing import recent_routing
 from janus_cli.rundir import RunDir
 from janus_cli.view import connect
 
@@ -121,26 +120,11 @@ async def _look(
 
 async def _view(coordination: Coordination, cohort: CohortRecord, layout: LayoutRecord) -> LayoutView:
     """With the routing that Redis still has: some minutes of it."""
-    window, position = None, "0"
-    while True:
-        position, entries = await coordination.read_routing(position)
-        if not entries:
-            break
-        for fields in entries:
-            try:
-                report = Report.from_fields(fields)
-                if len(report.counts) != layout.num_experts:
-                    continue
-                if window is None or not window.fits(layout.num_experts, report.samples.shape[1]):
-                    window = RoutingWindow(layout.num_experts, report.samples.shape[1], clock=time.monotonic)
-                window.add(report)
-            except ReportError:
-                continue
-    known = {i: found for i in (window.layers if window else ()) if window and (found := window.routing(i))}
+    known = await recent_routing(coordination, layout.num_experts)
     return LayoutView(
         version=layout.version, experts=layout.num_experts, slots=layout.slots,
-        workers=[m.worker_id for m in cohort.moe], layers=layout.placement, routing=known,
-        batch={i: window.mean_batch(i) for i in known if window}, scheduling=cohort.scheduling,
+        workers=[m.worker_id for m in cohort.moe], layers=layout.placement, routing=known.layers,
+        batch=known.batch, scheduling=cohort.scheduling,
     )  # fmt: skip
 
 

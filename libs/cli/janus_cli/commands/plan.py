@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 from janus_scaling import Candidate, Demand, Plan, ScalingError
-from janus_simulator import Planner, planner
+from janus_simulator import SYSTEMS, Planner, planner
 from rich.table import Table
 
+from janus_cli import what_if
 from janus_cli.errors import Failure
-from janus_cli.options import Number, json_option
+from janus_cli.options import Number, json_option, run_dir_option
 from janus_cli.progress import out_console
+from janus_cli.rundir import RunDir
 from janus_cli.scaling_options import setting, setting_options, system_choice
+from janus_cli.what_if import Size, with_mesh
 
 
 @click.command()
@@ -37,18 +40,42 @@ from janus_cli.scaling_options import setting, setting_options, system_choice
 @system_choice(default="janus", show_default=True)
 @setting_options
 @click.option(
+    "--what-if",
+    "sizes",
+    type=Size(),
+    multiple=True,
+    help="Of these sizes too, e.g. 2x8: TPOT, and a_max by placement and schedule. May be repeated.",
+)
+@click.option(
+    "--from-mesh",
+    is_flag=True,
+    help="Plan on the routing that a running mesh reported in the last minutes, and its slots; --model is its model.",
+)
+@click.option(
+    "--redis-url",
+    envvar="REDIS_URL",
+    show_envvar=True,
+    help="With --from-mesh, of one that `janus up` did not start.",
+)
+@click.option("--namespace", default="janus", show_default=True, help="With --redis-url.")
+@click.option(
     "--show", type=click.IntRange(0, 10_000), default=8, show_default=True, help="Other candidates to show."
 )
 @json_option
+@run_dir_option
 def command(
     batch: float | None, rate: float | None, prompt_rate: float, prompt_length: float, context: float, backlog: float,
-    drain_s: float, system: str, show: int, as_json: bool, **values: Any,
+    drain_s: float, system: str, sizes: tuple[tuple[int, int], ...], from_mesh: bool, redis_url: str | None,
+    namespace: str, run_dir: RunDir, show: int, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Choose the sizes of both pools for a load: the least cost that meets the objective, and why others lost."""
     if (batch is None) == (rate is None):
         raise click.UsageError("give --batch or --rate, one of them")
+    if sizes and SYSTEMS[system].colocated:
+        raise click.UsageError(f"--what-if is about pools of two kinds of workers; {system} has one")
     try:
-        made = planner(system, setting(values))
+        given = setting(values)
+        made = planner(system, with_mesh(given, run_dir, redis_url, namespace) if from_mesh else given)
         load = Demand(
             tokens_per_s=rate or 0.0, prompt_tokens_per_s=prompt_rate, prompt_length=prompt_length, context=context,
             backlog_tokens=backlog,
@@ -59,11 +86,16 @@ def command(
             plan = made.plan(load, batch=batch)
     except ScalingError as error:
         raise Failure(str(error)) from error
+    answers = what_if.ask(plan, made.setting, made.slots, sizes) if sizes else []
     others = [c for c in plan.candidates if c is not plan.chosen]
     if as_json:
-        click.echo(json.dumps(_json(made, plan, others[:show]), indent=1))
+        found = _json(made, plan, others[:show])
+        click.echo(json.dumps({**found, "what_if": what_if.as_json(answers)} if sizes else found, indent=1))
     else:
         _print(made, plan, others[:show], len(others))
+        if answers:
+            out_console().print("\nwhat if: a_max by placement and schedule, on batches of as many streams")
+            out_console().print(what_if.table(answers))
     if plan.chosen is None:
         raise Failure("no candidate meets the objective; the table says why")
 
