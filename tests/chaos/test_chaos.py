@@ -1,16 +1,16 @@
 """Streams under load while processes of every role are killed, frozen and restarted, and the mesh is scaled.
 
 ``make chaos``. ``CHAOS_SECONDS``, ``CHAOS_SEED``, ``CHAOS_STREAMS`` change it; what it did and measured is printed
-and kept in ``reports/chaos.json``.
+and kept in ``reports/chaos.json``. ``CHAOS_RUN_DIR`` keeps the mesh's logs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+from chaos_report import Fault, shown, table
 from janus_runtime.errors import JanusError
 from janus_testing import LocalMesh
 from janus_testing.load import Load, make_requests
@@ -27,6 +28,7 @@ from janus_testing.load import Load, make_requests
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 STREAMS = int(os.environ.get("CHAOS_STREAMS", "50"))
+KEPT = os.environ.get("CHAOS_RUN_DIR", "")
 SETTLE_S = 300.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 900)]
@@ -47,6 +49,8 @@ class Chaos:
             *(["gateway"] if gateway else []),
         ]
         self.log: list[tuple[float, str]] = []
+        self.faults: list[Fault] = []
+        self._redis = redis.Redis.from_url(mesh.redis_url, socket_timeout=0.2, socket_connect_timeout=0.2)
         self.scaling: threading.Thread | None = None
 
     def run(self, seconds: float) -> None:
@@ -59,9 +63,30 @@ class Chaos:
         if self.scaling is not None:
             self.scaling.join(SETTLE_S)
 
-    def faults(self) -> list[float]:
-        """When a process was killed."""
-        return [at for at, what in self.log if what.startswith("kill")]
+    def enough(self, without: str) -> bool | None:
+        """Whether the ready workers but this one can serve; None: Redis does not say."""
+        try:
+            raw = self._redis.mget(list(self._redis.scan_iter("*}:lease:*")) or ["none"])
+        except redis.RedisError:
+            return None
+        leases = [json.loads(text) for text in raw if text]
+        ready = [x for x in leases if x["state"] == "ready" and x["worker_id"] != without]
+        slots = [x["slots"] for x in ready if x["role"] == "moe"]
+        experts = max((x["num_experts"] for x in leases), default=0)
+        return bool(any(x["role"] == "attention" for x in ready) and slots and sum(slots) >= experts)
+
+    def epochs(self) -> list[float]:
+        """When cohorts were published, monotonic, from the schedulers' logs."""
+        times = []
+        for path in (self.mesh.run_dir / "logs").glob("scheduler-*.log"):
+            for found in _EPOCH.finditer(path.read_text(errors="replace")):
+                now, monotonic = time.time(), time.monotonic()
+                local = time.localtime(now)
+                midnight = now - (now % 1) - 3600 * local.tm_hour - 60 * local.tm_min - local.tm_sec
+                hours, minutes, seconds = found.group(1).split(":")
+                at = midnight + 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+                times.append(monotonic - (now - (at if at <= now else at - 86400)))
+        return sorted(times)
 
     def kill(self) -> None:
         self._signal("kill", lambda process: process.kill())
@@ -87,7 +112,9 @@ class Chaos:
         if self.scaling is not None and self.scaling.is_alive():
             return
         attention, experts = self.rng.randint(1, 3), self.rng.randint(2, 4)
-        self.log.append((time.monotonic(), f"scale {attention} x {experts}"))
+        at = time.monotonic()
+        self.log.append((at, f"scale {attention} x {experts}"))
+        self.faults.append(Fault(at=at, kind="scale", role=""))
 
         def change() -> None:
             try:
@@ -114,11 +141,17 @@ class Chaos:
         if not found:
             return
         name, process = self.rng.choice(found)
+        enough = self.enough(name)
+        at = time.monotonic()
         try:
             act(process)
         except psutil.Error:
             return
-        self.log.append((time.monotonic(), f"{what} {name}"))
+        self.log.append((at, f"{what} {name}"))
+        self.faults.append(Fault(at=at, kind=what.split()[0], role=role, name=name, enough=enough))
+
+
+_EPOCH = re.compile(r"^(\d\d:\d\d:\d\d\.\d{3}) INFO janus\.scheduler: epoch \d+: \d+ attention", re.MULTILINE)
 
 
 def _continue(process: psutil.Process) -> None:
@@ -145,7 +178,7 @@ def leaked_keys(mesh: LocalMesh) -> list[str]:
 def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
     with LocalMesh(
         tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=16384,
-        env={"JANUS_GATEWAY_RETRY_S": "240"},
+        env={"JANUS_GATEWAY_RETRY_S": "240"}, run_dir=Path(KEPT) if KEPT else None,
     ) as mesh:  # fmt: skip
         load = Load(
             mesh.grpc, make_requests(STREAMS, seed=SEED), at_once=STREAMS, resume=gateway, timeout_s=SETTLE_S
@@ -156,15 +189,16 @@ def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
             load.wait_tokens(100)
             chaos.run(SECONDS)
         problems = list(load.problems())
-        recovery = load.recovery(chaos.faults())
+        began = load.streams[0].times[0]
+        rows = table(chaos.faults, [s.times for s in load.streams], chaos.epochs())
         report = {
             "seconds": SECONDS, "seed": SEED, "gateway": gateway, "streams": len(load.streams),
-            "tokens": load.tokens(), "faults": [what for _, what in chaos.log], "problems": problems,
-            "kill_to_next_token": dataclasses.asdict(recovery), "cores": os.cpu_count(),
+            "tokens": load.tokens(), "faults": [f"{at - began:.1f} {what}" for at, what in chaos.log],
+            "problems": problems, "waits": rows, "cores": os.cpu_count(), "load": os.getloadavg(),
         }  # fmt: skip
         Path("reports").mkdir(exist_ok=True)
         Path(f"reports/chaos{'-gateway' if gateway else ''}.json").write_text(json.dumps(report, indent=1))
-        print(json.dumps(report))
+        print(json.dumps(report), shown(rows), sep="\n")
         assert not problems, "\n".join(
             [*problems[:10], *(f"{at:.1f} {what}" for at, what in chaos.log), *mesh.said]
         )
