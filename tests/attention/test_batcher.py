@@ -163,3 +163,34 @@ def test_finish_reasons() -> None:
     assert seq.finish_after(8, 3) is Finish.LENGTH
     seq.tokens += [8, 8]
     assert seq.finish_after(8, 100) is Finish.LENGTH
+
+
+def test_streams_moved_here_come_before_new_prompts_and_as_a_whole() -> None:
+    budget = PrefillBudget(most=512, max_stall=1.7)
+    for tokens, seconds in (
+        (0, 0.1),
+        (20, 0.12),
+    ):  # a millisecond a token: 250 of moved streams, 70 of new ones
+        budget.observe(decoding=4, prompt_tokens=tokens, seconds=seconds)
+    batcher = Batcher(BlockPool(400, 16), max_batch_tokens=512, max_sequences=64, budget=budget)
+    batcher.others_decode = True
+    for number in range(10):
+        batcher.add(make(number, 60, 50))
+    moved = [make(number, 60, 50) for number in range(100, 112)]
+    for seq in moved:
+        seq.tokens += [7] * 40
+        seq.resumed = 40
+        batcher.add(seq)
+    pieces = batcher.next_batch()
+    assert [(p.seq.id, p.count) for p in pieces] == [(100, 100), (101, 100), (102, 50)]
+    assert sum(seq in batcher.running for seq in moved) == 12  # beyond the eight prompts at a time
+    assert not any(seq.moved for seq in step(batcher, pieces))
+    assert not moved[0].moved and moved[2].moved
+    pieces = batcher.next_batch()
+    assert [p.seq.id for p in pieces][:2] == [100, 101]  # they decode
+    assert [(p.seq.id, p.count) for p in pieces][2:] == [(102, 50), (103, 100), (104, 100)]
+    for _ in range(5):
+        step(batcher, pieces)
+        pieces = batcher.next_batch()
+    assert not any(seq.moved for seq in moved)
+    assert any(p.seq.id < 10 for p in pieces)

@@ -67,3 +67,14 @@ def test_fixed_and_idle() -> None:
     assert budget.tokens(3) == 64
     assert budget.tokens(0) == 512
     assert PrefillBudget(most=8).tokens(2) == 8
+
+
+@pytest.mark.parametrize("cost", [0.0001, 0.001, 0.01])
+def test_moved_streams_may_make_a_step_longer_by_a_quarter_of_a_second(cost: float) -> None:
+    budget = PrefillBudget(most=512)
+    assert budget.moved(4) == 64  # nothing is known yet
+    budget.observe(decoding=4, prompt_tokens=0, seconds=0.1)
+    budget.observe(decoding=4, prompt_tokens=20, seconds=0.1 + 20 * cost)
+    assert budget.moved(4) == pytest.approx(min(512, 0.25 / cost), abs=1)
+    assert budget.moved(0) == 512
+    assert PrefillBudget(most=512, fixed=64).moved(4) == 64

@@ -51,9 +51,10 @@ class Piece:
 class Batcher:
     """Running and waiting sequences of one attention worker.
 
-    A sequence's rank is its priority, then its arrival. Streams that decode come first, each one token (and
-    drafts); then up to eight prompts share what the prefill budget leaves, those longest not served first; then
-    waiting sequences are admitted by rank, each with blocks for all of its tokens. When blocks run out the
+    A sequence's rank is its priority, then its arrival, those that were under way elsewhere before new ones. Streams
+    that decode come first, each one token (and drafts); then those under way elsewhere, one after the other, within a
+    budget of their own; then up to eight prompts share what the prefill budget leaves, those longest not served first;
+    then waiting sequences are admitted by rank, each with blocks for all of its tokens. When blocks run out the
     lowest in rank gives its own up and is computed again later: nothing fails, nothing is lost. Only those of
     lower rank are preempted for someone, so the first in rank always gets on.
     """
@@ -124,9 +125,14 @@ class Batcher:
         for seq in sorted((s for s in self.running if s.pending == 1), key=_turn):
             self._decode(seq, pieces)
         self._admit(pieces)
+        decoding = len(pieces) + self.others_decode
         prompts = sorted((s for s in self.running if s.pending > 1), key=_turn)
         if prompts:
-            left = min(self._left, self.budget.tokens(len(pieces) + self.others_decode))
+            left = self.budget.tokens(decoding)
+            if any(seq.moved for seq in prompts):
+                left -= self._move([s for s in prompts if s.moved], self.budget.moved(decoding), pieces)
+                prompts = [s for s in prompts if not s.moved]
+            left = max(0, min(self._left, left))
             shares = share(left, [seq.pending for seq in prompts], self.pool.block_size)
             for seq, count in zip(prompts, shares, strict=True):
                 if count:
@@ -134,6 +140,16 @@ class Batcher:
         for piece in pieces.values():
             piece.seq.served = self._step
         return list(pieces.values())
+
+    def _move(self, moved: list[Sequence], budget: int, pieces: dict[int, Piece]) -> int:
+        """Those that were under way elsewhere, each as a whole where it fits; the tokens that they take."""
+        left = most = min(self._left, budget)
+        for seq in sorted(moved, key=_rank):
+            if count := min(left, seq.pending):
+                pieces[seq.id] = Piece(seq, count)
+                left -= count
+        self._left -= most - left
+        return most - left
 
     def _decode(self, seq: Sequence, pieces: dict[int, Piece]) -> None:
         if self._left < 1 or not seq.blocks:
@@ -171,26 +187,26 @@ class Batcher:
 
     def _admit(self, pieces: dict[int, Piece]) -> None:
         """Waiting sequences by rank, until one has no place; a lower priority takes the place of a higher one."""
-        prefills = sum(1 for seq in self.running if seq.pending > 1)
-        while self.waiting and prefills < _PREFILLS:
+        prefills = sum(1 for seq in self.running if seq.pending > 1 and not seq.moved)
+        while self.waiting and (prefills < _PREFILLS or self.waiting[0].moved):
             seq = self.waiting[0]
             full = len(self.running) >= self.max_sequences
             while full or not self.pool.admit(seq, len(seq.tokens)):
                 victim = self.running[-1] if self.running else None
                 if victim is None or victim.priority <= seq.priority:
                     return
-                prefills -= victim.pending > 1
+                prefills -= victim.pending > 1 and not victim.moved
                 self._preempt(victim, pieces)
                 full = False
             self.waiting.remove(seq)
             bisect.insort(self.running, seq, key=_rank)
-            prefills += 1
+            prefills += not seq.moved
             if seq.pending == 1:
                 self._decode(seq, pieces)
 
 
-def _rank(seq: Sequence) -> tuple[int, int]:
-    return seq.priority, seq.arrival
+def _rank(seq: Sequence) -> tuple[int, bool, int]:
+    return seq.priority, not seq.resumed, seq.arrival
 
 
 def _turn(seq: Sequence) -> tuple[int, int, int]:

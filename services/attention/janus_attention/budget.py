@@ -12,6 +12,10 @@ from collections.abc import Sequence as Items
 _WINDOW = 32
 _FIRST = 16
 """Prompt tokens before anything was measured."""
+_MOVED_S = 0.25
+"""A step may be so much longer for streams that other workers lost: their readers wait, as those who decode do."""
+_FIRST_MOVED = 64
+"""Tokens of such streams before anything was measured."""
 _REFRESH = 64
 """Steps after which one goes without prompts, to learn again what a step alone takes."""
 
@@ -38,13 +42,27 @@ class PrefillBudget:
             return 0
         if not self._alone or not self._mixed:
             return min(_FIRST, self.most)
-        alone = statistics.median(self._alone)
-        count = sum(tokens for tokens, _ in self._mixed)
-        beyond = sum(seconds - alone for _, seconds in self._mixed)
-        wanted = (self.max_stall - 1) * alone * count / beyond if beyond > 0 else self.most
+        wanted = self._within((self.max_stall - 1) * statistics.median(self._alone))
         # A quiet moment is no reason to stall the next one: up by half at most, down at once.
         self._last = max(1, min(self.most, int(wanted), self._last + max(1, self._last // 2)))
         return self._last
+
+    def moved(self, decoding: int) -> int:
+        """Most tokens of a step, with ``decoding`` streams, of streams that were under way elsewhere."""
+        if not decoding:
+            return self.most
+        if self.fixed:
+            return min(self.fixed, self.most)
+        if not self._alone or not self._mixed:
+            return min(_FIRST_MOVED, self.most)
+        return max(1, min(self.most, int(self._within(_MOVED_S))))
+
+    def _within(self, seconds: float) -> float:
+        """Prompt tokens that make a step so much longer."""
+        alone = statistics.median(self._alone)
+        count = sum(tokens for tokens, _ in self._mixed)
+        beyond = sum(took - alone for _, took in self._mixed)
+        return seconds * count / beyond if beyond > 0 else self.most
 
     def observe(self, *, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """A step is over."""

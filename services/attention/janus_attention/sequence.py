@@ -114,6 +114,11 @@ class Sequence:
         """Tokens not in the KV cache: 1 in decode, more in prefill."""
         return len(self.tokens) - self.computed
 
+    @property
+    def moved(self) -> bool:
+        """Whether it was under way at another worker, and has had no token here yet: its reader waits."""
+        return 0 < self.resumed == self.generated
+
     def finish_after(self, token: int, context: int) -> Finish | None:
         """Whether ``token``, just appended, is the last one."""
         sampling = self.sampling
