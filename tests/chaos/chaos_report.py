@@ -116,8 +116,7 @@ _PARTS = ("epoch_s", "mesh_s", "own_s")
 def shown(rows: Sequence[dict]) -> str:
     """For people."""
     lines = [
-        "| fault | under | faults | streams | next token: median, p99, worst | longest wait: median, p99, worst |"
-        " of it at p99: epoch, mesh, stream |",
+        "| fault | under | faults | streams | next token: median, p99, worst | longest wait | p99: epoch, mesh, own |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

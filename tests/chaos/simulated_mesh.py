@@ -172,9 +172,13 @@ class Worker:
 
     def renew(self) -> None:
         if self.alive:
-            if not self.mesh.redis.down:
-                self.mesh.redis.leases[self.name] = (self.lease(), self.mesh.world.now + TTL_S)
+            self.write()
             self.mesh.world.later(TTL_S / 3, self.renew)
+
+    def write(self) -> None:
+        held = self.mesh.redis.leases.get(self.name)
+        if self.alive and not self.mesh.redis.down and (held is None or held[0].member <= self.member):
+            self.mesh.redis.leases[self.name] = (self.lease(), self.mesh.world.now + TTL_S)
 
     def watch(self) -> None:
         """Notices may be lost: then the next poll tells."""
@@ -254,10 +258,21 @@ class Worker:
     def die(self) -> None:
         self.alive = False
         self.mesh.workers.pop(self.member, None)
+        self.mesh.world.later(self.mesh.world.rng.uniform(0.01, 3.0), self.found_dead)
         for other in list(self.mesh.workers.values()):
             self.mesh.world.later(
                 self.mesh.world.rng.uniform(0.01, 1.0), lambda o=other: o.peer_lost(self.member)
             )
+
+    def found_dead(self) -> None:
+        """What a scheduler's vigil sees of it, if that follows it; its lease goes where Redis can be reached."""
+        mesh = self.mesh
+        for publisher in mesh.publishers.values():
+            if mesh.world.rng.random() < 0.7:
+                publisher.dead(self.member)
+                held = mesh.redis.leases.get(self.name)
+                if not mesh.redis.down and held is not None and held[0].member == self.member:
+                    del mesh.redis.leases[self.name]
 
 
 class SimulatedMesh:
@@ -276,6 +291,7 @@ class SimulatedMesh:
         for name in self.names:
             self.start(name)
         self.schedulers: dict[str, int] = {}
+        self.publishers: dict[str, Publisher] = {}
         for index in range(2):
             self.scheduler(f"scheduler-{index}")
         self.gateway()
@@ -289,6 +305,7 @@ class SimulatedMesh:
         number = self.schedulers[name] = self.schedulers.get(name, 0) + 1
         rules = Rules(min_attention=1, min_experts=2)
         publisher = Publisher(self.redis, f"{name}/{number}", rules, settle_s=SETTLE_S, lease_ttl_s=TTL_S)  # type: ignore[arg-type]
+        self.publishers[name] = publisher
 
         def turn() -> None:
             if self.schedulers[name] != number:
@@ -353,7 +370,7 @@ class SimulatedMesh:
 
     def fault(self) -> None:
         rng = self.world.rng
-        kind = rng.choice(("kill", "kill", "kill", "cut", "scheduler", "redis", "empty"))
+        kind = rng.choice(("kill", "kill", "kill", "cut", "scheduler", "redis", "empty", "restart"))
         if kind in ("kill", "cut") and self.workers:
             worker = rng.choice(sorted(self.workers.values(), key=lambda w: w.member))
             if kind == "cut":  # both ends notice, or one, and start again as new members (host._watch_faults)
@@ -362,12 +379,26 @@ class SimulatedMesh:
             worker.die()
             self.world.later(rng.uniform(0.5, 8.0), lambda: self.start(worker.name))
         elif kind == "scheduler":
-            self.scheduler(rng.choice(sorted(self.schedulers)))
+            name = rng.choice(sorted(self.schedulers))
+            office = self.redis.office
+            self.scheduler(name)
+            if office is not None and office[1].startswith(f"{name}/") and rng.random() < 0.7:
+                self.redis.office = None  # its supervisor frees it (Coordination.bury)
         elif kind == "redis":
             self.redis.down = True
             self.world.later(rng.uniform(0.5, 12.0), lambda: setattr(self.redis, "down", False))
         elif kind == "empty":
             self.redis.empty()
+        elif kind == "restart":  # back soon, and empty; most hear of it and write their leases at once
+            self.redis.down = True
+            self.world.later(rng.uniform(0.1, 1.0), self.back)
+
+    def back(self) -> None:
+        self.redis.empty()
+        self.redis.down = False
+        for worker in self.workers.values():
+            if self.world.rng.random() < 0.8:
+                self.world.later(self.world.rng.uniform(0.0, 0.5), worker.write)
 
     def finished(self) -> bool:
         return all(count == self.length for count in self.delivered)

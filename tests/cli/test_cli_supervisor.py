@@ -72,6 +72,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Mesh]]:
         mesh.process.communicate()
 
 
+def is_redis(process: psutil.Process) -> bool:
+    try:
+        return "redis" in process.name()
+    except psutil.NoSuchProcess:  # reaped since it was listed
+        return False
+
+
 def runs(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -166,7 +173,7 @@ def test_a_dead_worker_is_started_again_without_its_engine(start: Callable[..., 
     mesh.process.send_signal(signal.SIGINT)
     code, _, err = mesh.end()
     assert code == 0
-    assert "moe-1 was ended by SIGKILL; starting it again in 0.1 s" in err
+    assert "moe-1 was ended by SIGKILL; starting it again at once" in err
     assert "moe-1 is ready again" in err
     assert_nothing_left(mesh, family)
 
@@ -196,9 +203,9 @@ def test_without_restart_a_dead_worker_ends_the_mesh(start: Callable[..., Mesh])
 def test_redis_comes_back_and_the_leases_with_it(start: Callable[..., Mesh]) -> None:
     mesh = start()
     mesh.ready()
-    server = next(p for p in mesh.family() if "redis" in p.name())
+    server = next(p for p in mesh.family() if is_redis(p))
     server.kill()
-    wait_until(lambda: any("redis" in p.name() and p.pid != server.pid for p in mesh.family()))
+    wait_until(lambda: any(is_redis(p) and p.pid != server.pid for p in mesh.family()))
     old = mesh.pid("moe-0")
     os.kill(old, signal.SIGKILL)
     wait_until(lambda: mesh.pid("moe-0") != old)  # says that the new one's lease is in the new Redis

@@ -57,6 +57,24 @@ async def test_lease_comes_back_with_an_empty_redis(tmp_path: Path) -> None:
     server.stop()
 
 
+async def test_a_lease_that_an_empty_redis_lost_is_written_before_it_is_due(tmp_path: Path) -> None:
+    """A process that listens to events hears that Redis went and came; its lease was due only 20 s later."""
+    server = RedisServer.start(tmp_path)
+    coordination = await Coordination.connect(dataclasses.replace(settings_for(server), lease_ttl_s=60))
+    await coordination.register(lease())
+    with coordination.watch_events("cohort") as watcher:
+        await watcher.wait(2.0)  # it listens
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+        began = time.monotonic()
+        server = RedisServer.start(tmp_path)
+        while not await coordination.workers():
+            assert time.monotonic() < began + 5
+            await asyncio.sleep(0.02)
+    await coordination.close()
+    server.stop()
+
+
 async def test_keeper_closes_without_redis(tmp_path: Path) -> None:
     server = RedisServer.start(tmp_path)
     coordination = await Coordination.connect(settings_for(server))

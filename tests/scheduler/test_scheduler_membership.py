@@ -242,3 +242,18 @@ def test_settling_on_a_fake_clock() -> None:
     assert settler.remaining("b", 99.0) == 0.0
     assert settler.remaining("c", 100.0, 0.03) == pytest.approx(0.03)
     assert settler.remaining("c", 100.04, 0.03) == 0.0
+
+
+def test_a_lost_record_is_no_first_start() -> None:
+    rules = Rules(min_attention=2, min_experts=3)
+    assert isinstance(decide([A0, M0, M1], None, rules), Wait)
+    served = [dataclasses.replace(w, epoch=7) for w in (A0, M0)]
+    assert isinstance(decide([*served, M1], None, rules), Form)
+
+
+def test_patience_is_not_for_the_dead() -> None:
+    before = formed(decide([A0, M0, M1, M2], None, RULES))
+    waiting = decide([A0, M0, M1], before, RULES, patient=True, dead={999})
+    assert isinstance(waiting, Wait) and "moe-2" in waiting.reason
+    decision = decide([A0, M0, M1], before, RULES, patient=True, dead={M2.member})
+    assert isinstance(decision, Form) and decision.lost == ("moe-2",)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from janus_runtime.coordination import Coordination
+from janus_runtime.coordination import OFFICE_FREE, Coordination
 from janus_runtime.errors import StaleLeader
-from janus_runtime.records import Lease, WorkerState
+from janus_runtime.records import Lease, Role, WorkerState
 from janus_runtime.redis_server import RedisServer
 from janus_runtime.settings import ServiceSettings
 from janus_scheduler.membership import Rules
@@ -266,3 +266,65 @@ async def until(condition: Callable[[], bool], seconds: float = 6.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+async def test_who_died_while_redis_was_away_is_not_waited_for(
+    coordination: Coordination, ready: Ready
+) -> None:
+    told: list[tuple[int, set[int]]] = []
+    p = publisher(
+        coordination, settle_s=0.0, on_leases=lambda leases, members: told.append((len(leases), set(members)))
+    )
+    keepers = {n: await coordination.register(ready(n)) for n in ("attention-0", "moe-0", "moe-1", "moe-2")}
+    members = {keeper.lease.member for keeper in keepers.values()}
+    await p.round(time.monotonic())
+    await p.round(time.monotonic())
+    assert told[-1] == (4, members)
+    calls = aioredis.Redis.from_url(coordination._redis.url)
+    await calls.flushall()
+    await calls.aclose()
+    for name in ("attention-0", "moe-0", "moe-1"):
+        await keepers[name].update(detail="here again")
+    await p.round(time.monotonic())
+    assert told[-1] == (3, members), "the cohort's members are watched whatever their leases"
+    assert p.status.endswith("waiting for moe-2 to renew their leases")
+    p.dead(keepers["moe-2"].lease.member)
+    for _ in range(2):
+        await p.round(time.monotonic())
+        await asyncio.sleep(0.05)
+    record = await coordination.cohort()
+    assert record is not None and [m.worker_id for m in record.moe] == ["moe-0", "moe-1"]
+
+
+async def test_the_lease_of_one_known_dead_counts_for_nothing(
+    coordination: Coordination, ready: Ready
+) -> None:
+    p = publisher(coordination, settle_s=0.0)
+    keepers = {n: await coordination.register(ready(n)) for n in ("attention-0", "moe-0", "moe-1", "moe-2")}
+    await p.round(0.0)
+    p.dead(keepers["moe-0"].lease.member)  # and its lease could not be deleted
+    await p.round(1.0)
+    await p.round(1.1)
+    record = await coordination.cohort()
+    assert record is not None and [m.worker_id for m in record.moe] == ["moe-1", "moe-2"]
+
+
+async def test_the_office_of_a_dead_scheduler_is_free_at_once(
+    coordination: Coordination, ready: Ready
+) -> None:
+    first, second = publisher(coordination), publisher(coordination, "scheduler-1")
+    lease = Lease(worker_id="scheduler-0", member=0, role=Role.SCHEDULER, pid=1, grpc_address="x:1", node="")
+    lease = (await coordination.register(lease)).lease
+    await first.round(0.0)
+    await second.round(0.0)
+    with coordination.watch_events(OFFICE_FREE) as watcher:
+        await watcher.wait(2.0)  # it listens
+        await coordination.bury(dataclasses.replace(lease, worker_id="scheduler-1"))  # holds no office
+        assert not await watcher.wait(0.2)
+        await coordination.bury(lease)
+        assert await watcher.wait(2.0)
+    await second.round(0.1)
+    assert second.in_office
+    token = first._token
+    await first.round(0.2)  # if it lives after all, it has lost it
+    assert token is not None and not first.in_office

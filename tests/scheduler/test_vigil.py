@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from janus_runtime.errors import Unavailable
 from janus_runtime.records import Lease
 from janus_runtime.server import GrpcServer
 from janus_runtime.settings import ServiceSettings
@@ -83,6 +84,26 @@ async def test_a_process_that_ends_is_buried_at_once(
     vigil.follow(leases[:1])
     await servers[0].stop(0.0)
     await until(lambda: len(buried) == 2)
+
+
+async def test_a_member_without_a_lease_is_watched_on_and_its_end_told_though_redis_is_away(
+    ready: Callable[..., Lease],
+) -> None:
+    dead: list[int] = []
+
+    async def bury(lease: Lease) -> None:
+        raise Unavailable("Redis is away")
+
+    vigil = Vigil(SETTINGS, bury, dead.append)
+    server = GrpcServer(SETTINGS, "moe")
+    vigil.follow([ready("moe-0", 7, grpc_address=await server.start())])
+    await asyncio.sleep(0.3)
+    vigil.follow((), {7, 8})  # a Redis that came back empty
+    await server.stop(0.0)
+    await until(lambda: dead == [7])
+    vigil.follow((), {8})
+    assert not vigil._held
+    await vigil.close()
 
 
 async def test_a_cut_connection_is_no_death(

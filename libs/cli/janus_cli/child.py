@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 _DIE_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -27,16 +28,50 @@ _POLL_S = 0.25
 _TAIL_BYTES = 64 * 1024
 
 
+class Process(Protocol):
+    """What a child needs of :class:`subprocess.Popen`, which is one."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+
+    def poll(self) -> int | None:
+        """Exit status; None while it runs."""
+
+    def wait(self) -> int:
+        """Block until it ends."""
+
+    def send_signal(self, sig: int) -> None:
+        """To the process itself, unless it has ended."""
+
+
+class Forks(Protocol):
+    """Makes processes some other way than by exec (:mod:`janus_cli.engines`)."""
+
+    def fork(self, name: str, command: Sequence[str], env: Mapping[str, str], output: int) -> Process | None:
+        """A child of this process in a session of its own; None: it has to be started the other way."""
+
+
 class Child:
     """A started process. Its whole process group goes with it: engines do not outlive their worker."""
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        *,
+        forks: Forks | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as file:
             self.log_start = file.tell()
             """Where this incarnation's lines begin in the log."""
-            self._process = subprocess.Popen(
+            forked = forks.fork(name, command, env, file.fileno()) if forks is not None else None
+            self._process: Process = forked or subprocess.Popen(
                 ((*_TRAMPOLINE, str(os.getpid())) if sys.platform == "linux" else ()) + tuple(command),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -45,6 +80,7 @@ class Child:
                 # Ctrl-C in a terminal goes to the foreground group: only the supervisor gets it and then
                 # stops its children in order.
                 start_new_session=True,
+                pass_fds=tuple(pass_fds),
             )
         self.started = time.monotonic()
 

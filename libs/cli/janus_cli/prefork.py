@@ -1,9 +1,9 @@
-"""Services forked from one process that has imported them all: a start costs milliseconds instead of a second of a core.
+"""Services forked from one process that has imported them all: a start costs milliseconds, not a second of a core.
 
 ``python -m janus_cli.prefork --socket PATH --ready FD MODULE...``, run by the supervisor. A request is one message on
 a SOCK_SEQPACKET socket, JSON (module, arguments, environment, name) with two descriptors, for stdin and for stdout and
-stderr; the answer is the new process's id, or empty. What is forked is the *supervisor's* child, not the server's: it is
-forked twice, and the supervisor adopts orphans (PR_SET_CHILD_SUBREAPER). So it waits for it, and it dies with it, as
+stderr; the answer is the new process's id, or empty. What is forked is the *supervisor's* child, not the server's: it
+is forked twice, and the supervisor adopts orphans (PR_SET_CHILD_SUBREAPER). So it waits for it, and it dies with it, as
 if it had started it itself, and services outlive the server. Linux only.
 """
 
@@ -50,7 +50,7 @@ def ask(path: str, body: dict[str, Any], descriptors: Sequence[int], timeout_s: 
         socket.send_fds(connection, [json.dumps(body).encode()], list(descriptors))
         answer = connection.recv(64)
     if not answer:
-        raise ConnectionError("the request was refused; see engines.log's neighbour services.log")
+        raise ConnectionError("the request was refused; services.log says why")
     return int(answer)
 
 
@@ -144,7 +144,9 @@ def main() -> NoReturn:
     """Entry of the process."""
     parser = argparse.ArgumentParser(description="Forks the services of one local mesh.")
     parser.add_argument("--socket", type=Path, required=True, help="unix socket to listen at")
-    parser.add_argument("--ready", type=int, required=True, help="descriptor that is told when all is imported")
+    parser.add_argument(
+        "--ready", type=int, required=True, help="descriptor that is told when all is imported"
+    )
     parser.add_argument("modules", nargs="+", help="packages with a __main__ to import")
     arguments = parser.parse_args()
     setup_logging("info")

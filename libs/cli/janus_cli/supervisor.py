@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from janus_runtime.redis_server import RedisServer
 
 from janus_cli.child import Child, read_lines, wait_for_end
 from janus_cli.control import ControlServer
-from janus_cli.engines import EngineServer
+from janus_cli.engines import EngineServer, ServiceServer
 from janus_cli.readiness import Waiting, last_startup_line, still_waiting
 from janus_cli.resizer import Resizer
 from janus_cli.rundir import RunDir
@@ -35,10 +36,11 @@ from janus_cli.view import MeshView, connect, look, service_rows, worker_index
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 _LOOK_EVERY_S = 0.2
-_BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_STEADY_S = 5.0
+_BACKOFF_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_S = 2.0
 """A service that was ready for so long was not broken: when it dies, it starts again at once."""
 _REDIS_PAUSE_S = 0.5
+"""Before Redis is started again when it has not lived for longer than _STEADY_S."""
 _SOCKET_PATH_MAX = 90
 _BURY_S = 1.0
 _WITH_ENGINE = (Role.ATTENTION, Role.MOE)
@@ -85,6 +87,7 @@ class Supervisor:
         self._redis_folder: Path | None = None
         self._coordination: Coordination | None = None
         self._engines: EngineServer | None = None
+        self._forks: ServiceServer | None = None
         self._children: dict[str, Child] = {}
         self._specs: dict[str, ServiceSpec] = {}
         self._failures: dict[str, int] = {}
@@ -140,12 +143,22 @@ class Supervisor:
             if self._engines is None and spec.role in _WITH_ENGINE:
                 self._engines = EngineServer(self.run_dir.logs / "engines.log", spec.env)
                 self._engines.start()
+        await self._start_forks()
+        for spec in self._specs.values():
             self._spawn(spec)
         async with httpx.AsyncClient(timeout=2.0, trust_env=False) as http:
             await self._until_whole(http, deadline)
         self._keep_ports()
         self._ready_at = dict.fromkeys(self._children, time.monotonic())
         self._write_mesh("ready")
+
+    async def _start_forks(self) -> None:
+        specs = list(self._specs.values())
+        # Programs that are not Janus's own are started as they are.
+        modules = {s.command[2] for s in specs if s.command[:3] == (sys.executable, "-m", f"janus_{s.role}")}
+        if modules:
+            self._forks = ServiceServer(self.run_dir.logs / "services.log", specs[0].env, sorted(modules))
+            await self._forks.start()
 
     async def _until_whole(self, http: httpx.AsyncClient, deadline: float) -> None:
         assert self._coordination is not None
@@ -205,7 +218,7 @@ class Supervisor:
         if self._engines is not None and spec.role in _WITH_ENGINE:
             env |= self._engines.environment
         try:
-            self._children[spec.worker_id] = Child(spec.worker_id, spec.command, env, log)
+            self._children[spec.worker_id] = Child(spec.worker_id, spec.command, env, log, forks=self._forks)
         except OSError as error:
             raise FailedPrecondition(f"cannot start {spec.worker_id}: {error}") from error
 
@@ -240,6 +253,8 @@ class Supervisor:
                 others = [self._tasks.create_task(self._keep_redis())] if self._redis is not None else []
                 if self._engines is not None:
                     others.append(self._tasks.create_task(self._engines.keep()))
+                if self._forks is not None:
+                    others.append(self._tasks.create_task(self._forks.keep()))
                 await until.wait()
                 for watcher in (*self._watchers.values(), *others):
                     watcher.cancel()
@@ -270,10 +285,12 @@ class Supervisor:
             failures = self._failures.get(name, 0)
             pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
             self._failures[name] = failures + 1
-            self._reporter.say(f"{ending}; starting it again in {pause:g} s (log: {child.log})")
-            await asyncio.sleep(pause)
-            if name in self._leaving:
-                return
+            when = f"in {pause:g} s" if pause else "at once"
+            self._reporter.say(f"{ending}; starting it again {when} (log: {child.log})")
+            if pause:
+                await asyncio.sleep(pause)
+                if name in self._leaving:
+                    return
             self._spawn(self._specs[name])
             await self._settle(name)
 
@@ -306,10 +323,12 @@ class Supervisor:
     async def _keep_redis(self) -> None:
         assert self._redis is not None
         while True:
+            began = time.monotonic()
             await wait_for_end(self._redis.pid, self._redis.alive)
             self._reporter.say("Redis ended; starting it again (streams go on meanwhile)")
             self._redis.stop()
-            await asyncio.sleep(_REDIS_PAUSE_S)
+            if time.monotonic() - began < _STEADY_S:
+                await asyncio.sleep(_REDIS_PAUSE_S)
             self._start_redis()
 
     def describe(self) -> dict[str, Any]:
@@ -423,6 +442,9 @@ class Supervisor:
             if self._engines is not None:
                 await self._engines.stop()
                 self._engines = None
+            if self._forks is not None:
+                await self._forks.stop()
+                self._forks = None
             if self._coordination is not None:
                 await self._coordination.close()
                 self._coordination = None

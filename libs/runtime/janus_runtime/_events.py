@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from redis import exceptions as rx
 
-from janus_runtime._redis import RedisCalls, end_if_cancelled, to_janus
+from janus_runtime._redis import RedisCalls, end_if_cancelled, open_client, to_janus
 
 log = logging.getLogger("janus.coordination")
 
@@ -17,7 +18,8 @@ POLL_S = 5.0
 """Without any event, watchers look at Redis this often: an event can be lost with the connection."""
 LEASED_POLL_S = 60.0
 """The same in a process that keeps a lease: each renewal brings the epoch in force, see ``wake``."""
-_RETRY_S = 1.0
+RETRY_S = (0.05, 1.0)
+"""Between attempts to reach a Redis that has gone, doubling from the first to the second."""
 
 
 class Watcher:
@@ -45,8 +47,10 @@ class Watcher:
 class EventHub:
     """Subscribes while anyone watches; after a lost connection it wakes every watcher on the new one."""
 
-    def __init__(self, redis: RedisCalls, channel: str) -> None:
+    def __init__(self, redis: RedisCalls, channel: str, on_back: Callable[[], None] | None = None) -> None:
+        """``on_back``: Redis had gone, perhaps with all it held, and answers again."""
         self._redis = redis
+        self._on_back = on_back
         self._channel = channel
         self._watchers: set[Watcher] = set()
         self._task: asyncio.Task[None] | None = None
@@ -70,14 +74,23 @@ class EventHub:
                 watcher.wake()
 
     async def _listen(self) -> None:
-        lost = False
+        client = open_client(self._redis.url, retries=0)
+        try:
+            await self._follow(client)
+        finally:
+            await client.aclose()
+
+    async def _follow(self, client: Any) -> None:
+        lost, pause = False, RETRY_S[0]
         while True:
-            pubsub = self._redis.client.pubsub(ignore_subscribe_messages=True)
+            pubsub = client.pubsub(ignore_subscribe_messages=True)
             try:
                 await pubsub.subscribe(self._channel)
                 if lost:
                     log.info("Redis is back")
-                lost = False
+                    if self._on_back is not None:
+                        self._on_back()
+                lost, pause = False, RETRY_S[0]
                 for watcher in self._watchers:  # what happened while nobody listened
                     watcher.wake()
                 while True:
@@ -91,16 +104,17 @@ class EventHub:
             except (rx.RedisError, OSError, TimeoutError) as error:
                 if not lost:
                     log.warning(
-                        "events: %s Retrying every %.0f s.",
+                        "events: %s Retrying every %.0f s at least.",
                         to_janus(error, self._redis.url, "lost"),
-                        _RETRY_S,
+                        RETRY_S[1],
                     )
                 lost = True
             finally:
                 with contextlib.suppress(rx.RedisError, OSError, TimeoutError):
                     await pubsub.aclose()
             end_if_cancelled()
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_S[1])
 
     async def close(self) -> None:
         """Stop listening."""

@@ -47,8 +47,11 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def open_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-    """A client for ``url``; connects at the first call. InvalidArgument for an URL that cannot be one."""
+def open_client(url: str, timeout_s: float = CALL_TIMEOUT_S, *, retries: int = 1) -> Any:
+    """A client for ``url``; connects at the first call. InvalidArgument for an URL that cannot be one.
+
+    ``retries``: at once, when a connection breaks. Who has to know that it broke asks for none.
+    """
     allowed = "redis://host:port/db, rediss://host:port/db or unix:///path/to/socket"
     if not url.startswith(_SCHEMES):
         raise InvalidArgument("not a Redis URL", field="--redis-url", value=shown_url(url), allowed=allowed)
@@ -59,7 +62,7 @@ def open_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> Any:
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s / 2,
             # One retry, at once: the pooled connection of a Redis that was restarted is dead.
-            retry=Retry(NoBackoff(), 1, supported_errors=(rx.ConnectionError,)),
+            retry=Retry(NoBackoff(), retries, supported_errors=(rx.ConnectionError,)),
         )
     except ValueError as error:
         raise InvalidArgument(

@@ -87,8 +87,21 @@ return seen
 """
 
 RESIGN_LEADER = """
+-- KEYS: leader, events. ARGV: value of the office, event text
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1])
+redis.call('PUBLISH', KEYS[2], ARGV[2])
+return 1
+"""
+
+FREE_OFFICE = """
+-- KEYS: leader, events. ARGV: worker id that is dead, event text.
+-- Whoever held the office by this name: were it alive, its next write would be refused, and it would take it again.
+local held = redis.call('GET', KEYS[1])
+if not held or string.match(held, '^%d+ (.*)$') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('PUBLISH', KEYS[2], ARGV[2])
+return 1
 """
 
 NEXT_EPOCH = """

@@ -34,6 +34,8 @@ STATS_KEEP_S = 3600
 """A worker's samples outlive its last one by this long."""
 ROUTING_LENGTH = 2048
 """Routing reports kept, about; each is one layer's, a few kilobytes."""
+OFFICE_FREE = "office free"
+"""Event: whoever was in an office has left it or is dead."""
 LAYOUTS_KEPT = 8
 """Layout versions kept; older ones are NOT_FOUND."""
 
@@ -66,7 +68,7 @@ class Coordination:
         self._redis = redis
         self._keys = Keys(namespace)
         self._ttl_s = lease_ttl_s
-        self._hub = EventHub(redis, self._keys.events)
+        self._hub = EventHub(redis, self._keys.events, self._back)
         self._complained: dict[str, str] = {}
         self._epoch = -1
         self._keepers: list[LeaseKeeper] = []
@@ -120,13 +122,23 @@ class Coordination:
     async def bury(self, lease: Lease) -> None:
         """Delete the lease of a worker that is known to be dead, so that nobody waits for it to expire.
 
-        Only this incarnation's: a later one's stays.
+        Only this incarnation's: a later one's stays. A scheduler's or autoscaler's office goes with it.
         """
+        if lease.role in (Role.SCHEDULER, Role.AUTOSCALER):
+            keys = [self._office(lease.role is Role.AUTOSCALER)[0], self._keys.events]
+            await self._redis.script(
+                "free the office", _scripts.FREE_OFFICE, keys, [lease.worker_id, OFFICE_FREE]
+            )
         entry = f"{lease.role}:{lease.worker_id}"
         keys = [self._keys.lease(entry), self._keys.workers, self._keys.events]
         await self._redis.script(
             "delete lease", _scripts.DELETE_LEASE, keys, [lease.member, entry, f"lease {entry} gone"]
         )
+
+    def _back(self) -> None:
+        # A lease that Redis has lost is missed by others long before it is due.
+        for keeper in self._keepers:
+            keeper.renew_now()
 
     def _heard(self, epoch: int) -> None:
         # An event can be lost with its connection; the next renewal of the lease then tells of the new cohort.
@@ -237,7 +249,10 @@ class Coordination:
     async def resign_leader(self, worker_id: str, token: int, *, scaler: bool = False) -> None:
         """Leave the office, so that a standby need not wait for it to expire."""
         await self._redis.script(
-            "leave office", _scripts.RESIGN_LEADER, self._office(scaler)[:1], [f"{token} {worker_id}"]
+            "leave office",
+            _scripts.RESIGN_LEADER,
+            [self._office(scaler)[0], self._keys.events],
+            [f"{token} {worker_id}", OFFICE_FREE],
         )
 
     async def leader(self, *, scaler: bool = False) -> str | None:

@@ -20,7 +20,8 @@ log = logging.getLogger("janus.coordination")
 LOAD_FIELDS = frozenset({"running", "waiting"})
 """Fields that change all the time: written at most every LOAD_EVERY_S, without an event."""
 LOAD_EVERY_S = 0.25
-_RETRY_S = 1.0
+_RETRY_S = (0.1, 1.0)
+"""Between attempts to write a lease to a Redis that is away, doubling from the first to the second."""
 
 
 class Keys:
@@ -76,6 +77,8 @@ class LeaseKeeper:
         self._announce = False
         self._written: Lease | None = None
         self._wake = asyncio.Event()
+        self._urgent = False
+        self._pause = _RETRY_S[0]
         self._lock = asyncio.Lock()
         self._failing = False
         self._task: asyncio.Task[None] | None = None
@@ -112,6 +115,11 @@ class LeaseKeeper:
         self._announce = True
         await self._try_write()
 
+    def renew_now(self) -> None:
+        """Write it soon though it is not due: Redis may have lost it."""
+        self._urgent = True
+        self._wake.set()
+
     async def wait_superseded(self) -> NoReturn:
         """Wait until another process takes the worker id over, then raise FailedPrecondition."""
         await self.superseded.wait()
@@ -144,14 +152,16 @@ class LeaseKeeper:
         last = time.monotonic()
         while not self.superseded.is_set():
             # One timer per renewal; between them only changes wake this task, at most every LOAD_EVERY_S.
-            pause = _RETRY_S if self._failing else self._ttl_s / 3
+            pause = self._pause if self._failing else self._ttl_s / 3
             try:
                 async with asyncio.timeout(max(0.01, last + pause - time.monotonic())):
                     await self._wake.wait()
-                await asyncio.sleep(max(0.0, last + LOAD_EVERY_S - time.monotonic()))
+                if not self._urgent:
+                    await asyncio.sleep(max(0.0, last + LOAD_EVERY_S - time.monotonic()))
             except TimeoutError:
                 pass
             self._wake.clear()
+            self._urgent = False
             last = time.monotonic()
             await self._try_write()
             end_if_cancelled()
@@ -162,8 +172,9 @@ class LeaseKeeper:
         except JanusError as error:
             if not self._failing:
                 log.warning("cannot renew the lease, serving goes on: %s", error)
+                self._wake.set()  # whoever renews it may be asleep until it is due
+            self._pause = min(2 * self._pause, _RETRY_S[1]) if self._failing else _RETRY_S[0]
             self._failing = True
-            self._wake.set()
         else:
             if self._failing:
                 log.info("lease renewed again")

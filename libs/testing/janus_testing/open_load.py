@@ -102,11 +102,12 @@ class WorkerCount:
             attention = moe = 0
             for child in psutil.Process(self.supervisor_pid).children():
                 try:
-                    command = child.cmdline()
+                    name, command = child.name(), child.cmdline()
                 except psutil.Error:
                     continue
-                attention += "janus_attention" in command
-                moe += "janus_moe" in command
+                # One that was forked is called by its worker's id; its command is the fork server's.
+                attention += name.startswith("attention-") or "janus_attention" in command
+                moe += name.startswith("moe-") or "janus_moe" in command
             self.rows.append((time.monotonic(), attention, moe))
 
     def worker_seconds(self, begin: float, end: float) -> float:

@@ -48,7 +48,10 @@ async def serve(settings: SchedulerSettings) -> None:
         async def tell(status: str) -> None:
             await keeper.update(detail=status)
 
-        vigil = Vigil(settings, coordination.bury)
+        def dead(member: int) -> None:
+            publisher.dead(member)
+
+        vigil = Vigil(settings, coordination.bury, dead)
         stack.push_async_callback(vigil.close)
         publisher = Publisher(
             coordination,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from janus_runtime.records import CohortMember, CohortRecord, Lease, Role, WorkerState
@@ -60,17 +60,26 @@ Decision = Keep | Wait | Form
 
 
 def decide(
-    leases: Iterable[Lease], previous: CohortRecord | None, rules: Rules, *, patient: bool = False
+    leases: Iterable[Lease],
+    previous: CohortRecord | None,
+    rules: Rules,
+    *,
+    patient: bool = False,
+    dead: Collection[int] = (),
 ) -> Decision:
     """What to do now.
 
     ``patient``: leases may be missing for want of Redis, not of workers (it has just come back): a member of
-    the cohort in force that has no lease is waited for rather than dropped.
+    the cohort in force that has no lease is waited for rather than dropped, unless it is among the ``dead``.
     """
     leases = list(leases)
     if patient and previous is not None:
         here = {(lease.worker_id, lease.member) for lease in leases}
-        missing = [m.worker_id for m in _members(previous) if (m.worker_id, m.member) not in here]
+        missing = [
+            m.worker_id
+            for m in _members(previous)
+            if (m.worker_id, m.member) not in here and m.member not in dead
+        ]
         if missing:
             return Wait(reason=f"Redis lost its records; waiting for {_join(missing)} to renew their leases")
     candidates = _candidates(leases, previous)
@@ -80,7 +89,9 @@ def decide(
     )
     moe = _ranked([w for w in fitting if w.role is Role.MOE], previous.moe if previous else ())
     moe, leaving = _without_draining(moe)
-    missing_text = _missing(attention, moe, leases, first=previous is None, rules=rules)
+    # Who has an epoch has served: the mesh is not starting, its record is lost.
+    first = previous is None and not any(lease.epoch for lease in leases)
+    missing_text = _missing(attention, moe, leases, first=first, rules=rules)
     if missing_text:
         return Wait(reason=missing_text, refused=refused)
     if previous is not None and _same(previous, attention, moe, rules):

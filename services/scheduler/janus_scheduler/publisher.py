@@ -6,9 +6,9 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
-from janus_runtime.coordination import Coordination, Look
+from janus_runtime.coordination import OFFICE_FREE, Coordination, Look
 from janus_runtime.errors import JanusError, StaleLeader
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease
 
@@ -39,9 +39,10 @@ class Publisher:
         settle_s: float,
         lease_ttl_s: float,
         on_status: Callable[[str], Awaitable[None]] | None = None,
-        on_leases: Callable[[Sequence[Lease]], None] | None = None,
+        on_leases: Callable[[Sequence[Lease], Collection[int]], None] | None = None,
     ) -> None:
-        """``on_leases`` hears every live lease at each look while in office, and none when not."""
+        """``on_leases`` hears, at each look while in office, every live lease and the numbers of the cohort's members,
+        who may have no lease just now; none of both when not in office."""
         self._coordination = coordination
         self._worker_id = worker_id
         self._rules = rules
@@ -50,6 +51,7 @@ class Publisher:
         self._cuts = Cuts()
         self._on_status = on_status
         self._on_leases = on_leases
+        self._dead: set[int] = set()
         self._token: int | None = None
         self._blind_until = 0.0
         self._refused: tuple[str, ...] = ()
@@ -68,7 +70,8 @@ class Publisher:
 
     async def run(self) -> None:
         """Look, decide, publish: at each event of a worker's lease, and when one may have expired."""
-        with self._coordination.watch_events("lease attention:", "lease moe:", "cohort") as watcher:
+        events = ("lease attention:", "lease moe:", "cohort", OFFICE_FREE)
+        with self._coordination.watch_events(*events) as watcher:
             while True:
                 try:
                     pause = await self.round(time.monotonic())
@@ -89,20 +92,24 @@ class Publisher:
 
     async def _round(self, now: float) -> float:
         look = await self._look()
-        if self._on_leases is not None:
-            self._on_leases(look.leases if look is not None else ())
         if look is None:
+            if self._on_leases is not None:
+                self._on_leases((), ())
             await self._remember()
             await self._say(f"standing by for {await self._coordination.leader() or 'the office'}")
             return ROUND_S
         await self._restore(look.cohort)
-        leases = look.leases
+        members = {m.member for m in (*self.cohort.attention, *self.cohort.moe)} if self.cohort else set()
+        self._dead &= members | {lease.member for lease in look.leases}
+        if self._on_leases is not None:
+            self._on_leases(look.leases, members)
+        leases = tuple(lease for lease in look.leases if lease.member not in self._dead)
         # A cohort whose layout cannot be read is of no use to anyone: form another.
         previous = self.cohort if self.layout is not None else None
         self._cuts.forget(lease.member for lease in leases)
         cut = self._cuts.found(cut_pairs(leases, previous) if previous is not None else (), now)
         reachable, reasons = without_cut(leases, cut)
-        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until)
+        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until, dead=self._dead)
         self._log_refused((*decision.refused, *reasons))
         if isinstance(decision, Keep):
             self._settler.remaining(None, now)
@@ -113,8 +120,8 @@ class Publisher:
             await self._say("; ".join((decision.reason, *decision.refused)))
         else:
             # Load and detail in a lease change all the time; who and where is what must settle.
-            members = tuple(map(to_member, (*decision.attention, *decision.moe)))
-            left = self._settler.remaining(members, now, _LOSS_SETTLE_S if decision.lost else float("inf"))
+            chosen = tuple(map(to_member, (*decision.attention, *decision.moe)))
+            left = self._settler.remaining(chosen, now, _LOSS_SETTLE_S if decision.lost else float("inf"))
             if left > 0:
                 return min(left, ROUND_S)
             await self._publish(decision, leases)
@@ -137,6 +144,10 @@ class Publisher:
             log.info("epoch %d: another placement, layout %d", new, new)
             await self._say(self._describe())
             return moved
+
+    def dead(self, member: int) -> None:
+        """This incarnation has ended for certain: it is not waited for, lease or none."""
+        self._dead.add(member)
 
     async def resign(self) -> None:
         """Leave the office at once, for a standby."""

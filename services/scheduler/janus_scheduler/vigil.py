@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -29,16 +29,24 @@ class Vigil:
     expire. All else (a cut, a frozen host) is left to the lease. Costs a keepalive ping per worker in 20 s.
     """
 
-    def __init__(self, settings: ServiceSettings, bury: Callable[[Lease], Awaitable[None]]) -> None:
-        """``bury``: delete the lease of this incarnation (:meth:`Coordination.bury`)."""
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        bury: Callable[[Lease], Awaitable[None]],
+        on_dead: Callable[[int], None] = lambda member: None,
+    ) -> None:
+        """``bury``: delete the lease of this incarnation (:meth:`Coordination.bury`). ``on_dead`` hears of its end
+        first, also while Redis is away."""
         self._settings = settings
         self._bury = bury
+        self._on_dead = on_dead
         self._held: dict[int, asyncio.Task[None]] = {}
 
-    def follow(self, leases: Iterable[Lease]) -> None:
-        """Hold a stream to exactly these; those of other roles are left out."""
+    def follow(self, leases: Iterable[Lease], members: Collection[int] = ()) -> None:
+        """Hold a stream to exactly these; those of other roles are left out. Who is followed and among the ``members``
+        of the cohort stays so without a lease: a Redis that comes back empty says nothing of who lives."""
         wanted = {w.member: w for w in leases if w.role in (Role.ATTENTION, Role.MOE) and w.grpc_address}
-        for member in [m for m in self._held if m not in wanted]:
+        for member in [m for m in self._held if m not in wanted and m not in members]:
             self._held.pop(member).cancel()
         for member, lease in wanted.items():
             if member not in self._held:
@@ -78,6 +86,7 @@ class Vigil:
             "janus.cause": cause,
         }
         tracer().start_span("worker.lost", attributes=attributes, start_time=began).end()
+        self._on_dead(lease.member)
         try:
             await self._bury(lease)
         except JanusError as error:
