@@ -21,6 +21,7 @@ from janus_testing.inprocess import InProcessMesh
 from janus_transport import HEADER_BYTES, Exchange, Kind
 from janus_transport.plan import make_plan, traffic
 from janus_transport.topology import SCHEMES, Scheme, Topology
+from janus_worker.packing import packed_rows
 
 Label = Callable[[str, int], str]
 TWO: tuple[str, ...] = ("2pc-1", "2pc-2")
@@ -238,6 +239,30 @@ def reported(mesh: InProcessMesh) -> tuple[int, int]:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixteen experts, so that sixteen MoE workers have one each."""
     return make_tiny(tmp_path_factory.mktemp("wide"), family="mixtral", seed=7, num_experts=16)
+
+
+def test_agate_sends_each_row_only_where_its_experts_are(wide: Path) -> None:
+    """Sixteen workers with an expert each, top-2: a row goes to two of them, its ids to all."""
+    asked = prompts(wide, 3, seed=9)
+    expected = run(wide, 1, 1, asked)
+    config = load_config(wide)
+    hidden, topk = config.hidden, config.moe.top_k
+    with sent() as log:
+        found = run(wide, 2, 16, asked, gating="attention", exchange="1pc", slots=1)
+    assert_equal(found, expected)
+    rows: dict[Any, list[int]] = defaultdict(list)
+    back: dict[Any, int] = defaultdict(int)
+    for sender, header, receivers in log:
+        if header.kind is Kind.HIDDEN and header.tokens:
+            count = packed_rows(header.payload_bytes, header.tokens, hidden, topk)
+            assert count is not None and len(receivers) == 1
+            rows[sender, header.step, header.layer, header.lane, header.tokens].append(count)
+        elif header.kind is Kind.PARTIAL:
+            back[receivers[0], header.step, header.layer, header.lane, header.tokens] += header.payload_bytes
+    assert rows
+    for key, counts in rows.items():
+        assert len(counts) == 16 and sum(counts) == topk * key[-1]
+        assert back[key] == 8 * hidden * topk * key[-1]
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 2, 2), (8, 8, 2, 2), (8, 16, 1, 2)], ids=str)

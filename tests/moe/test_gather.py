@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from janus_moe.gather import check, gather
+from janus_moe.gather import check, gather, gather_packed
 from janus_transport import Frame, Header, Kind
 from janus_worker.lockstep import Flag, ProtocolError
+from janus_worker.packing import Needs, pack
 
 HIDDEN, TOPK, EXPERTS, LAYERS = 8, 2, 4, 3
 
@@ -73,3 +74,67 @@ def test_expert_ids_out_of_range(ids: list[int]) -> None:
 def test_gated_and_plain_do_not_mix() -> None:
     with pytest.raises(ProtocolError, match="gates where its peers do not"):
         gather([frame(1), frame(1, gated=True)], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+
+
+NEEDS = Needs([[[0, 1], [2, 3]]] * LAYERS, EXPERTS)
+
+
+def packed(ids: list[list[int]], rows: list[int], **changes: Any) -> Frame:
+    x = np.arange(len(ids) * HIDDEN, dtype=np.float32).reshape(-1, HIDDEN)
+    table = np.array(ids, np.int32).reshape(-1, TOPK)
+    payload = np.zeros(4096, np.uint8)
+    size = pack(payload, x, np.full((len(ids), TOPK), 0.5), table, np.array(rows, np.int64))
+    flags = int(Flag.GATED | Flag.PACKED)
+    fields: dict[str, Any] = {
+        "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": len(ids), "topk": TOPK,
+        "flags": flags, "payload_bytes": size, **changes,
+    }  # fmt: skip
+    return Frame(Header(**fields), payload[:size].copy())
+
+
+def test_packed_frames_become_the_rows_of_one_worker() -> None:
+    frames = [
+        packed([[0, 2], [2, 3], [1, 0]], [0, 2]),
+        packed([[3, 2]], []),
+        packed([[2, 1], [0, 1]], [0, 1]),
+    ]
+    for item in frames:
+        accept(item)
+    batch = gather_packed(frames, NEEDS, 1, 0, hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+    assert batch.rows_R is not None and batch.rows_R.tolist() == [0, 2, 4, 5]
+    assert batch.spans == ((0, 2), (2, 2), (2, 4))
+    assert batch.ids_TK is not None and batch.ids_TK.tolist() == [
+        [0, 2],
+        [2, 3],
+        [1, 0],
+        [3, 2],
+        [2, 1],
+        [0, 1],
+    ]
+    assert batch.weights_TK is not None and batch.weights_TK.shape == (4, TOPK)
+    assert batch.x_TD[:, 0].tolist() == [0, 16, 0, 8]
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (packed([[0, 2], [2, 3]], [0, 1]), "sent 2 rows; 1 of its 2 are for this worker"),
+        (packed([[0, 2], [2, 4]], [0]), r"outside 0\.\.3"),
+        (packed([[0, 2], [2, -1]], [0]), r"outside 0\.\.3"),
+        (frame(2, gated=True), "packs no rows where its peers do"),
+    ],
+)
+def test_packed_frames_that_are_refused(bad: Frame, match: str) -> None:
+    accept(bad)
+    good = packed([[0, 2]], [0])
+    with pytest.raises(ProtocolError, match=match):
+        gather_packed([good, bad], NEEDS, 1, 0, hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+
+
+def test_packed_frames_of_a_wrong_size_or_without_routing() -> None:
+    with pytest.raises(ProtocolError, match="17 bytes of packed rows for 1 tokens"):
+        accept(packed([[0, 2]], [0], payload_bytes=17))
+    with pytest.raises(ProtocolError, match="routing that it does not tell"):
+        accept(packed([[0, 2]], [0], flags=int(Flag.PACKED)))
+    with pytest.raises(ProtocolError, match="packs rows where its peers do not"):
+        gather([frame(1, gated=True), packed([[0, 2]], [0])], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)

@@ -71,12 +71,16 @@ class Chooser:
         most: int,
         links: Links = DEFAULT,
         learn: bool = True,
+        direct: tuple[int, int] | None = None,
     ) -> None:
-        """``out``, ``back``, ``most``: as in :func:`janus_transport.cost.cost`; ``learn``: else predict alone."""
+        """``out``, ``back``, ``most``: as in :func:`janus_transport.cost.cost`; ``learn``: else predict alone;
+        ``direct``: out and back in one phase, where rows are packed."""
         self.links = links
         self.belief = Belief(links)
         self._topology = topology
         self._sizes = {"out": out, "back": back, "most": most}
+        one = direct or (out, back)
+        self._direct = {"out": one[0], "back": one[1], "most": most}
         self._learn = learn
         self._loads: dict[tuple[int, int], _Load] = {}
         self._plans: dict[tuple[Scheme, tuple[int, ...]], Plan] = {}
@@ -99,9 +103,12 @@ class Chooser:
     def _costs(self, tokens: Mapping[int, int]) -> dict[Scheme, Cost]:
         active = tuple(sorted(tokens))
         return {
-            scheme: cost(self._plan(scheme, active), self._topology, tokens, self.links, **self._sizes)
+            scheme: cost(
+                self._plan(scheme, active), self._topology, tokens, self.links,
+                **(self._direct if scheme is Scheme.ONE_PHASE else self._sizes),
+            )
             for scheme in Scheme
-        }
+        }  # fmt: skip
 
     def _plan(self, scheme: Scheme, active: tuple[int, ...]) -> Plan:
         plan = self._plans.get((scheme, active))

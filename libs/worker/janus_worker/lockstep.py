@@ -48,6 +48,8 @@ class Flag(enum.IntFlag):
     """In a step's first frame: its sender has a second lane. In PARTIAL: the coordinator advises to split steps."""
     MIXED = 16
     """In PARTIAL: it sums what MoE workers with different digests computed."""
+    PACKED = 32
+    """With GATED: only the rows that the receiver needs (packing.py). In PARTIAL: sums of these rows."""
 
 
 class NewerEpoch(Exception):

@@ -216,8 +216,7 @@ class AttentionEngine(CohortEngine):
             self._switched = self.only_layout
             self._last = self._last if self.only_layout else None
             self.inbox.adopt(cohort, (*cohort.moe, *cohort.mates(self.member)))
-            self._forward.relay.adopt(cohort)
-            self._forward.advice = False
+            self._forward.adopt(cohort, body)
         return rank
 
     # Steps ------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ computed. Each is a lane of frames of its own; what it computes does not depend 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from janus_transport.topology import NAMES, Scheme, unmask
 from janus_worker.engine import CohortEngine
 from janus_worker.histogram import Histogram
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
+from janus_worker.packing import Needs, pack
 from janus_worker.relay import Verdict
 
 from janus_attention.batch import StepInput
@@ -31,7 +34,7 @@ from janus_attention.sequence import Trace
 
 # Plain numbers: operators of IntFlag cost microseconds each, in every layer.
 _GATED, _RETRY, _DECODES = int(Flag.GATED), int(Flag.RETRY), int(Flag.DECODES)
-_SPLIT = int(Flag.SPLIT)
+_SPLIT, _PACKED = int(Flag.SPLIT), int(Flag.PACKED)
 _COHORT = _DECODES | _SPLIT | int(Flag.MIXED)
 """What a reply says of the cohort, not of the request."""
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -92,8 +95,8 @@ class _Lane:
     """A micro-batch on its way through the layers."""
 
     __slots__ = (
-        "began_ns", "buffer", "h_TD", "header", "index", "layer", "local_TD", "meta", "number", "plan",
-        "routed_TD", "span", "spent", "staged", "x_TD",
+        "began_ns", "buffer", "h_TD", "header", "index", "layer", "local_TD", "meta", "number", "packed",
+        "plan", "routed_TD", "sent_bytes", "span", "spent", "staged", "x_TD",
     )  # fmt: skip
 
     def __init__(self, number: int, buffer: SendBuffer) -> None:
@@ -112,6 +115,10 @@ class _Lane:
         self.index = 0
         self.plan: Plan | None = None
         """How its layers after the first are exchanged; None: in one phase."""
+        self.packed: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
+        """By member: its rows of the request under way, where they were packed."""
+        self.sent_bytes = 0
+        """Payload of the request, all copies together."""
         self.span = _NO_SPAN
         self.began_ns = 0
         self.staged: Staged | None = None
@@ -155,6 +162,10 @@ class Forward:
         self._lanes = [_Lane(number, engine.exchange.allocate()) for number in (0, 1)]
         self.exchange_latency = Histogram(EXCHANGE_BOUNDS_S)
         self.relay = AttentionRelay(engine, self.reply, hidden=self._hidden, topk=self._topk, most=most)
+        self._needs: Needs | None = None
+        """Under AGate."""
+        self._packs: dict[tuple[int, int], SendBuffer] = {}
+        """Of packed rows, by lane and member."""
         self._held: list[int] = []
         """Members whose last reply is still in its receive buffer."""
         self._decodes = 0
@@ -165,6 +176,14 @@ class Forward:
         """Whether a stream decoded in the last step, here or elsewhere in the cohort."""
         self.advice = False
         """Whether the coordinator advises to split the next step."""
+
+    def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> None:
+        """Take up a cohort, announced by this message."""
+        self.relay.adopt(cohort)
+        self.advice = False
+        gated = cohort.gating == "attention"
+        self._needs = Needs(body["placement"], body["num_experts"]) if gated else None
+        self._packs.clear()
 
     def run(self, step: StepInput, cohort: EngineCohort, trace: Trace | None) -> torch.Tensor:
         """fp32 logits [N, V] of ``step.last_rows``; all tokens' keys and values are in the cache afterwards.
@@ -281,8 +300,14 @@ class Forward:
         exchange, trace, plan = self._engine.exchange, self._trace, lane.planned
         lane.span = os.urandom(8) if trace else _NO_SPAN
         lane.began_ns = time.time_ns()
-        exchange.reclaim(lane.buffer)
-        size = self._fill(lane, gated=bool(flags & _GATED))
+        packed = plan is None and self._needs is not None
+        size = 0
+        if packed:
+            flags |= _PACKED
+        else:
+            exchange.reclaim(lane.buffer)
+            size = self._fill(lane, gated=bool(flags & _GATED))
+        lane.packed.clear()
         lane.header = Header(
             kind=Kind.HIDDEN, flags=flags | self._decodes, epoch=self._cohort.epoch, step=self._engine.step,
             layer=lane.index, lane=lane.number, source=self._engine.member, tokens=lane.x_TD.shape[0],
@@ -290,10 +315,30 @@ class Forward:
             trace_id=bytes.fromhex(trace.trace_id) if trace else _NO_TRACE, span_id=lane.span,
             scheme=plan.scheme if plan else 0,
         )  # fmt: skip
+        if packed:
+            self._send_packed(lane, lane.header)
+            return
+        lane.sent_bytes = size * self._copies(lane)
         if plan is None:
             exchange.send(self._members, lane.header, lane.buffer)
         else:
             self.relay.send(plan, lane.header, lane.buffer)
+
+    def _send_packed(self, lane: _Lane, header: Header) -> None:
+        """To each MoE worker the rows that it needs."""
+        assert self._needs is not None
+        exchange, lane.sent_bytes = self._engine.exchange, 0
+        ids, weights = self._routers.gate(lane.index, lane.x_TD)
+        x_TD, weights_TK, ids_TK = lane.x_TD.cpu().numpy(), weights.cpu().numpy(), ids.cpu().numpy()
+        for rank, member in enumerate(self._members):
+            rows = lane.packed[member] = self._needs.rows(lane.index, rank, ids_TK)
+            buffer = self._packs.get((lane.number, member))
+            if buffer is None:
+                buffer = self._packs[lane.number, member] = exchange.allocate()
+            exchange.reclaim(buffer)
+            size = pack(buffer.payload, x_TD, weights_TK, ids_TK, rows)
+            exchange.send([member], dataclasses.replace(header, payload_bytes=size), buffer)
+            lane.sent_bytes += size
 
     def _collect(self, lane: _Lane) -> None:
         """Await all partial sums of a lane's request and add them up."""
@@ -328,13 +373,19 @@ class Forward:
         self._held += self._members
         said = Verdict()
         for frame in frames:
-            _check(frame, request, self._hidden)
+            _check(frame, request, self._hidden, lane.packed.get(frame.header.source))
             said.add(frame.header)
         first = frames[0].header
         self.advice = bool(first.flags & _SPLIT)
         if first.scheme and not request.layer:
             self._next_plan(lane, first)
-        return [_rows(frame, request.tokens, self._hidden) for frame in frames], said
+        if not lane.packed:
+            return [_rows(frame, request.tokens, self._hidden) for frame in frames], said
+        sums_TD = np.zeros((request.tokens, self._hidden))
+        for frame in frames:
+            rows = lane.packed[frame.header.source]
+            sums_TD[rows] += _rows(frame, len(rows), self._hidden).numpy()
+        return [torch.from_numpy(sums_TD)], said
 
     def _next_plan(self, lane: _Lane, answer: Header) -> None:
         """How the coordinator says that the lane's later layers are exchanged."""
@@ -353,7 +404,7 @@ class Forward:
             attributes={
                 "janus.layer": lane.index, "janus.lane": lane.number, "janus.step": header.step,
                 "janus.epoch": header.epoch, "janus.tokens": header.tokens,
-                "janus.bytes_sent": header.payload_bytes * self._copies(lane), "janus.moe_us": slowest_us,
+                "janus.bytes_sent": lane.sent_bytes, "janus.moe_us": slowest_us,
                 "janus.exchange": NAMES[Scheme(header.scheme)],
             },
         )  # fmt: skip
@@ -390,7 +441,9 @@ class Forward:
         return self._engine.inbox.skip(member, is_note)
 
 
-def _check(frame: Frame, request: Header, hidden: int = 0) -> None:
+def _check(
+    frame: Frame, request: Header, hidden: int = 0, rows: np.ndarray[Any, np.dtype[np.int64]] | None = None
+) -> None:
     """Raises ProtocolError unless ``frame`` answers ``request``, and, given ``hidden``, with as many rows."""
     header = frame.header
     member = header.source
@@ -405,7 +458,7 @@ def _check(frame: Frame, request: Header, hidden: int = 0) -> None:
             member, f"answered step {header.step} layer {header.layer} lane {header.lane}, asked was step "
             f"{request.step} layer {request.layer} lane {request.lane}",
         )  # fmt: skip
-    expected = 8 * request.tokens * hidden
+    expected = 8 * (request.tokens if rows is None else len(rows)) * hidden
     if hidden and header.payload_bytes != expected:
         raise ProtocolError(member, f"answered {header.payload_bytes} bytes; expected {expected}")
 

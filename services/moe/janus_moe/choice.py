@@ -21,6 +21,7 @@ class ExchangeChoice:
     def __init__(self, engine: CohortEngine, *, hidden: int, topk: int, most: int, layers: int) -> None:
         self._engine = engine
         self._hidden, self._topk, self._most, self._layers = hidden, topk, most, layers
+        self._hosted = 1.0
         self._cohort: EngineCohort | None = None
         """Of more nodes than one, and coordinated here; else None."""
         self._measured: tuple[Any, Links] = (None, DEFAULT)
@@ -32,8 +33,9 @@ class ExchangeChoice:
         self.latest: dict[str, Any] = {}
         """Span attributes of the choice in force."""
 
-    def adopt(self, cohort: EngineCohort, rank: int) -> None:
-        """Take up a cohort."""
+    def adopt(self, cohort: EngineCohort, rank: int, hosted: float) -> None:
+        """Take up a cohort; ``hosted``: share of the experts that a MoE worker hosts, on average."""
+        self._hosted = hosted
         ours = rank == 0 and cohort.topology.spread and cohort.exchange != "1pc" and self._layers > 1
         self._cohort = cohort if ours else None
         self._chooser = self._step = None
@@ -46,11 +48,15 @@ class ExchangeChoice:
             return
         if self._measured[0] != cohort.members:
             self._measured = (cohort.members, measure_links(self._engine, cohort))
-        gated = cohort.gating == "attention"
+        out, back, direct = 4 * self._hidden, 8 * self._hidden, None
+        if cohort.gating == "attention":
+            # Packed in one phase (packing.py): rows go where one of their experts may be.
+            share = 1 - (1 - self._hosted) ** self._topk
+            direct = (int(share * (out + 8 * self._topk)) + 4 * self._topk, int(share * back))
+            out += 12 * self._topk
         self._chooser = Chooser(
-            cohort.topology, out=4 * self._hidden + (12 * self._topk if gated else 0), back=8 * self._hidden,
-            most=self._most, links=self._measured[1],
-        )  # fmt: skip
+            cohort.topology, out=out, back=back, most=self._most, links=self._measured[1], direct=direct
+        )
 
     def choose(self, tokens: Mapping[int, int], *, split: bool) -> tuple[int, int]:
         """Scheme and active ranks, as bits, for a lane with these rows by attention rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +85,7 @@ class MoeCompute:
         ids_TK: torch.Tensor,
         weights_TK: torch.Tensor,
         out_TD: torch.Tensor,
+        rows_R: np.ndarray[Any, np.dtype[np.int64]] | None = None,
     ) -> Schedule:
         """Partial sum of the routed experts that the schedule gives this rank. Tensors are on the model's device.
 
@@ -93,6 +95,8 @@ class MoeCompute:
             ids_TK: logical expert ids, int32.
             weights_TK: routing weights, fp64.
             out_TD: fp64, overwritten; each contribution is a multiple of 2^-34 (docs/decisions/0002).
+            rows_R: where not all rows are here, the tokens that are: x, weights and out have these rows alone. They
+                include every token that is routed to an expert of this rank.
         """
         hosted = self._hosted
         if hosted is None:
@@ -108,6 +112,9 @@ class MoeCompute:
         )
         scheduled = time.perf_counter()
         mine_TK = torch.from_numpy(np.equal(plan.replica_ids // hosted.layers[layer].slots, hosted.rank))
+        tokens = ids_TK.shape[0]
+        if rows_R is not None:
+            mine_TK, ids_TK = mine_TK[rows_R], ids_TK[rows_R]
         mine_TK = mine_TK.to(x_TD.device)
         stats = expert_ffn(
             x_TD, ids_TK, weights_TK, mine_TK, hosted.experts[layer], out_TD, self._model.activation
@@ -117,7 +124,7 @@ class MoeCompute:
         counters.schedule_seconds += scheduled - started
         counters.moe_seconds += time.perf_counter() - started
         counters.layer_passes += 1
-        counters.tokens += x_TD.shape[0]
+        counters.tokens += tokens
         counters.expert_calls += stats.calls
         counters.expert_tokens += stats.pairs
         counters.a_max_sum += plan.a_max

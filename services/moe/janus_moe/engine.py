@@ -21,16 +21,18 @@ from janus_transport import Frame, Header, Kind, SendBuffer, Transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
+from janus_worker.packing import Needs
 
 from janus_moe.choice import ExchangeChoice
 from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
-from janus_moe.gather import Gathered, check, gather
+from janus_moe.gather import Gathered, check, gather, gather_packed
 from janus_moe.lanes import LaneAdvisor
 from janus_moe.loader import ExpertLoader, LoadJob, read_in
 from janus_moe.relay import MoeRelay, Relayed
 
 _ROUTING_S = 2.0
 _RETRY, _DECODES, _SPLIT = int(Flag.RETRY), int(Flag.DECODES), int(Flag.SPLIT)
+_PACKED = int(Flag.PACKED)
 _NO_TRACE = bytes(16)
 
 
@@ -101,6 +103,8 @@ class MoeEngine(CohortEngine):
         self._choice = ExchangeChoice(
             self, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens, layers=self._layers
         )
+        self._needs = Needs((), 0)
+        """Of packed frames."""
         self._named = (0, 0)
         """As coordinator: scheme and active ranks (bits) of the latest lane's layers after the first."""
         self._loader = ExpertLoader(model)
@@ -167,6 +171,7 @@ class MoeEngine(CohortEngine):
             for placement in body["placement"]
         ]
         wanted = {(i, expert) for i, layer in enumerate(layers) for expert in layer.placement[rank]}
+        self._needs = Needs(body["placement"], body["num_experts"])
         self._load(sorted(wanted - self._loaded.keys()))
         hosted = HostedLayout(
             version=cohort.layout_version, rank=rank, policy=cohort.scheduling, layers=layers
@@ -176,7 +181,7 @@ class MoeEngine(CohortEngine):
             del self._loaded[key]
         self.inbox.adopt(cohort, (*cohort.attention, *cohort.mates(self.member)))
         self._relay.adopt(cohort)
-        self._choice.adopt(cohort, rank)
+        self._choice.adopt(cohort, rank, self._needs.hosted)
         self._prober = next(
             (p.member for p in cohort.mates(self.member) if p.member == cohort.moe[0].member), None
         )
@@ -341,9 +346,13 @@ class MoeEngine(CohortEngine):
 
     def _pass(self, layer: int, active: list[int], frames: list[Frame]) -> None:
         started = time.perf_counter()
-        batch = gather(
-            frames, hidden=self._hidden, topk=self._topk, num_experts=self._model.config.moe.num_experts
-        )
+        sizes = {
+            "hidden": self._hidden, "topk": self._topk, "num_experts": self._model.config.moe.num_experts,
+        }  # fmt: skip
+        if frames[0].header.flags & _PACKED:
+            batch = gather_packed(frames, self._needs, layer, self._rank, **sizes)
+        else:
+            batch = gather(frames, **sizes)
         headers = [frame.header for frame in frames]
         done = self._run(layer, batch, headers, started)
         for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
@@ -366,7 +375,8 @@ class MoeEngine(CohortEngine):
         if layer % self._reporters == self._rank:  # all see the same routing: one tells
             self._recorder.observe(layer, ids_TK.cpu().numpy())
         sums_TD = torch.empty(x_TD.shape, dtype=torch.float64, device=device)
-        result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD)
+        rows_R = batch.rows_R if isinstance(batch, Gathered) else None
+        result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD, rows_R)
         out_TD = sums_TD.cpu()
         elapsed_us = int((time.perf_counter() - started) * 1e6)
         for header in headers:
@@ -377,7 +387,7 @@ class MoeEngine(CohortEngine):
                     attributes={
                         "janus.layer": layer, "janus.lane": header.lane, "janus.step": self.step,
                         "janus.epoch": self.inbox.epoch,
-                        "janus.tokens": batch.x_TD.shape[0], "janus.a_max": result.a_max,
+                        "janus.tokens": ids_TK.shape[0], "janus.a_max": result.a_max,
                         "janus.experts_activated_here": int(result.instance_load[self._rank]),
                         **self._choice.latest,
                     },

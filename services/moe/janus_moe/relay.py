@@ -15,7 +15,7 @@ from janus_worker.relay import Relay, Rows, Verdict
 
 from janus_moe.gather import views
 
-_DECODES = int(Flag.DECODES)
+_DECODES, _PACKED = int(Flag.DECODES), int(Flag.PACKED)
 _NO_TRACE = bytes(16)
 
 
@@ -109,6 +109,8 @@ class MoeRelay(Relay):
                     f"sent {header.tokens} rows by scheme {header.scheme}; expected scheme {first.scheme} and those of "
                     f"attention ranks {sources}",
                 )
+            if header.flags & _PACKED:
+                raise ProtocolError(header.source, "packs rows in an exchange of two phases")
             parts = views(frame, self._hidden, self._topk, self._num_experts)
             if not columns:
                 columns.extend(np.empty((total, part.shape[1]), part.dtype) for part in parts)
