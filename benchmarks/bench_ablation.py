@@ -35,13 +35,18 @@ POLICIES = ("optimal", "aebs", "token-balanced", "random")
 GATES = {"moe": "EGate", "attention": "AGate"}
 
 
-def simulated(batches: tuple[int, ...], sizes: tuple[int, int]) -> list[list[str]]:
+Values = dict[tuple[str, str, str, str], float]
+"""Tokens/s by exchange, gating, schedule and column."""
+
+
+def simulated(batches: tuple[int, ...], sizes: tuple[int, int]) -> tuple[list[list[str]], Values]:
     """Rows: system, then tokens/s of each batch on roofline and calibrated coefficients, beside the whole system."""
     model, h100 = MODELS["deepseek-v2"], PROFILES["h100"]
     routing = synthetic_layers(160, 6, layers=2, skew=0.9, topic=0.0, idle=0.2, seed=0)
     fits = {"roofline": None, "calibrated": calibrate().coefficients(model)}
     found: dict[tuple[str, str, int], float] = {}
     names: list[str] = []
+    values: Values = {}
     for phases, gating, policy in itertools.product((1, 2), GATINGS, ("aebs", "token-balanced", "random")):
         name = f"{phases}PC + {GATES[gating]} + {policy}"
         names.append(name)
@@ -56,6 +61,7 @@ def simulated(batches: tuple[int, ...], sizes: tuple[int, int]) -> list[list[str
             seconds = Planner(system, setting).step_seconds(*sizes)
             for batch in batches:
                 found[name, kind, batch] = batch / seconds(batch, 0, CONTEXT)
+                values[f"{phases}pc", gating, policy, f"{kind}, B={batch}"] = found[name, kind, batch]
     columns = list(itertools.product(fits, batches))
     table = [["system", *(f"B={batch}, {kind}" for kind, batch in columns)]]
     whole = "2PC + EGate + aebs"
@@ -65,12 +71,84 @@ def simulated(batches: tuple[int, ...], sizes: tuple[int, int]) -> list[list[str
             value = found[name, kind, batch]
             row.append(f"{value:.0f} ({value / found[whole, kind, batch]:.0%})")
         table.append(row)
-    return table
+    return table, values
+
+
+def effects(values: Values) -> list[list[str]]:
+    """The paper's three comparisons, row by row, of a table's columns."""
+    columns = list(dict.fromkeys(key[3] for key in values))
+    two = "2pc" if any(key[0] == "2pc" for key in values) else "2pc-1"
+
+    def ratio(column: str, one: tuple[str, str, str], other: tuple[str, str, str]) -> float:
+        return values[(*one, column)] / values[(*other, column)]
+
+    whole = (two, "moe", "aebs")
+    return [
+        [
+            column,
+            f"{ratio(column, ('1pc', 'moe', 'aebs'), whole):.0%}",
+            f"{ratio(column, whole, (two, 'attention', 'aebs')) - 1:+.0%}",
+            f"{ratio(column, whole, (two, 'moe', 'token-balanced')) - 1:+.0%}",
+            f"{ratio(column, whole, (two, 'moe', 'random')) - 1:+.0%}",
+        ]
+        for column in columns
+    ]
+
+
+def compared(tables: dict[str, Values]) -> list[list[str]]:
+    """Paper, simulation and measurement side by side."""
+    head = [
+        "",
+        "1PC of 2PC, EGate, AEBS",
+        "EGate over AGate, 2PC",
+        "AEBS over token-balanced",
+        "AEBS over random",
+    ]
+    paper = [
+        "published",
+        "44% (B=256), 30% (B=512)",
+        "+4% to +34%",
+        "+11% to +15% (baseline not named here)",
+        "",
+    ]
+    return [head, paper] + [
+        [f"{name}, {row[0]}", *row[1:]] for name, v in tables.items() for row in effects(v)
+    ]
+
+
+def picture(tables: dict[str, Values], path: Path) -> None:
+    """Throughput beside the whole system's: a panel per table, a bar per system and column."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(tables), figsize=(7 * len(tables), 5.2), squeeze=False)
+    for ax, (name, values) in zip(axes[0], tables.items(), strict=True):
+        two = "2pc" if any(key[0] == "2pc" for key in values) else "2pc-1"
+        columns = list(dict.fromkeys(key[3] for key in values))
+        systems = list(dict.fromkeys(key[:3] for key in values))
+        for i, column in enumerate(columns):
+            whole = values[two, "moe", "aebs", column]
+            places = [j + (i - (len(columns) - 1) / 2) * 0.8 / len(columns) for j in range(len(systems))]
+            heights = [100 * values[(*system, column)] / whole for system in systems]
+            ax.barh(places, heights, height=0.8 / len(columns), label=column)
+        ax.axvline(100, color="k", linewidth=0.7)
+        ax.set_yticks(range(len(systems)), [f"{e} {GATES[g]} {p}" for e, g, p in systems], fontsize=7)
+        ax.set(title=name, xlabel=f"% of {two} + EGate + aebs")
+        ax.invert_yaxis()
+        ax.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
 
 
 TEXT = """\
 Published (arXiv 2512.13525): 1PC + EGate reaches 44% and 30% of the whole system's throughput at B = 256 and 512;
-2PC + EGate is 4-34% above 2PC + AGate; AEBS adds 11-15%.
+2PC + EGate is 4-34% above 2PC + AGate; AEBS adds 11-15%. Here AGate sends all ids, and in one phase only the rows that a worker may need.
+
+{comparison}
+
+![beside the whole system](ablation.png)
 
 ## Simulated
 DeepSeek-V2 on {sizes} of H100s, 8 to a node, tokens/s, beside 2PC + EGate + aebs: on the roofline alone, and with
@@ -116,7 +194,7 @@ class Mesh:
 
 def measured(
     batches: tuple[int, ...], tokens: int, rounds: int, shape: tuple[int, int], isolated: bool
-) -> list[list[str]]:
+) -> tuple[list[list[str]], Values]:
     """Rows: configuration, then tokens/s of each batch beside the whole system's, medians of interleaved rounds."""
     m, n = shape
     samples: dict[tuple[Any, int], list[float]] = {}
@@ -140,6 +218,10 @@ def measured(
                     if round_:  # the first one warms up
                         samples.setdefault((configuration, batch), []).append(value)
     best = {batch: statistics.median(samples[("2pc-1", "moe", "aebs"), batch]) for batch in batches}
+    values: Values = {
+        (*configuration, f"B={batch}"): statistics.median(found)
+        for (configuration, batch), found in samples.items()
+    }
     table = [["exchange", "gating", "scheduling", *(f"B={batch}, tokens/s" for batch in batches)]]
     for configuration in configurations:
         cells = []
@@ -147,7 +229,7 @@ def measured(
             value = statistics.median(samples[configuration, batch])
             cells.append(f"{value:.0f} ({value / best[batch]:.0%})")
         table.append([configuration[0], GATES[configuration[1]], configuration[2], *cells])
-    return table
+    return table, values
 
 
 @click.command()
@@ -159,14 +241,18 @@ def main(rounds: int, tokens: int, batches: str) -> None:
     isolated = os.geteuid() == 0
     load = os.getloadavg()[0]
     sizes, shape = (8, 16), (2, 4)
-    simulation = simulated((256, 512), sizes)
+    simulation, expected = simulated((256, 512), sizes)
     click.echo(markdown(simulation))
-    measurement = measured(tuple(int(x) for x in batches.split(",")), tokens, rounds, shape, isolated)
+    measurement, found = measured(tuple(int(x) for x in batches.split(",")), tokens, rounds, shape, isolated)
     click.echo(markdown(measurement))
+    tables = {"simulated": expected, "measured": found}
+    comparison = markdown(compared(tables))
+    click.echo(comparison)
+    picture(tables, Path(__file__).parent / "results" / "ablation.png")
     where = "one network and IPC namespace per pool" if isolated else "one host, whose labels alone differ"
     text = TEXT.format(
         sizes=f"{sizes[0]}A{sizes[1]}E", simulation=markdown(simulation), shape=shape, where=where, rounds=rounds,
-        load=load, cores=os.cpu_count(), measurement=markdown(measurement),
+        load=load, cores=os.cpu_count(), measurement=markdown(measurement), comparison=comparison,
     )  # fmt: skip
     click.echo(write("ablation", "Ablation", "python benchmarks/bench_ablation.py", text))
 

@@ -28,9 +28,13 @@ class Task:
     """Rows of the whole cohort, one measurement each."""
     rounds: int
     count: int
-    """Layers per scheme and round; the first fifth is not counted."""
+    """Layers per scheme and round, at most; the first fifth is not counted."""
     pid: int
     """Whose namespaces to enter; 0: none."""
+
+
+_ELEMENTS = 3 << 20
+"""Hidden states of a turn: of large layers there are fewer."""
 
 
 def rows_of(total: int, m: int) -> dict[int, int]:
@@ -145,11 +149,12 @@ class _Worker:
         """(rows, scheme, step, counted) of every layer, the same on all workers."""
         step = 0
         for total in self.task.tokens:
+            count = max(3, min(self.task.count, _ELEMENTS // (total * self.task.hidden)))
             for _ in range(self.task.rounds):
                 for scheme in (0, 1, 2):
-                    for i in range(self.task.count):
+                    for i in range(count):
                         step += 1
-                        yield total, scheme, step, i >= self.task.count // 5
+                        yield total, scheme, step, i >= count // 5
 
     def _crossed(self, before: tuple[int, int]) -> tuple[int, int]:
         now = self.exchange.internode()

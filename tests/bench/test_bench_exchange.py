@@ -43,6 +43,15 @@ def test_over_ucx_beside_bare_ucxx(tmp_path: Path) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_grpc_baseline() -> None:
+    rows = measure(("grpc",), Plan(sizes=(0, 5_000_000), rounds=2, count=10))
+    assert [(r["pattern"], r["payload"], r["bare_us"]) for r in rows] == [
+        ("1x1", 0, None),
+        ("1x1", 5_000_000, None),
+    ]
+    assert all(0 < r["exchange_us"] <= r["p90_us"] for r in rows)
+
+
 def test_first_tenth_is_left_out_and_turns_are_all_there() -> None:
     part = Part(
         member=0, transport="inproc", tls="", attention=1, moe=1, sizes=(8,), rounds=3, count=20, bare=False

@@ -54,7 +54,10 @@ class SendBuffer:
 
     def busy(self) -> bool:
         """Whether a send of it is under way."""
-        return any(not request.done() for request in self.requests)
+        for request in self.requests:  # no generator: it costs more than the rest, in every layer
+            if not request.done():
+                return True
+        return False
 
 
 class _Link:
@@ -88,6 +91,8 @@ class Exchange:
         self.messages_received = 0
         self.sent: dict[tuple[Kind, bool], list[int]] = {}
         """[messages, bytes] by kind and whether they went to another node."""
+        self._counts: dict[int, list[int]] = {}
+        """The same rows by twice the kind, plus one for another node: hashing an enum is Python code."""
         self.rejected = 0
         """Frames dropped: malformed, oversized, or of a sender that is not who it says."""
 
@@ -162,8 +167,10 @@ class Exchange:
             if peer not in self._links:
                 raise PeerLost(peer, "not a peer")
             buffer.requests.append(self._transport.send(peer, message))
-            key = (header.kind, peer in self._remote)
-            count = self.sent.get(key) or self.sent.setdefault(key, [0, 0])
+            remote = peer in self._remote
+            count = self._counts.get(2 * header.kind + remote)
+            if count is None:
+                count = self._counts[2 * header.kind + remote] = self.sent[header.kind, remote] = [0, 0]
             count[0] += 1
             count[1] += size
 

@@ -129,6 +129,8 @@ class UcxTransport(Transport):
         """Endpoints that were closed: few, and destroyed last."""
         self._failed = False
         self._closed = False
+        self._pollers: tuple[tuple[int, ...], select.poll, select.poll] | None = None
+        """Of the latest wait: wake fds, poller without and with UCX's descriptor."""
 
     @property
     def address(self) -> bytes:
@@ -176,7 +178,9 @@ class UcxTransport(Transport):
         return self._array(buffer)
 
     def send(self, peer: int, handle: Any) -> Request:
-        endpoint = self._usable(peer)
+        endpoint = self._endpoints.get(peer)
+        if endpoint is None or not endpoint.alive:
+            raise self._unusable(peer)
         try:
             ucx = endpoint.tag_send(handle, self._send_tag)
         except Exception as error:  # UCXX's errors share no public base class
@@ -184,20 +188,17 @@ class UcxTransport(Transport):
         return self._track(_UcxRequest(ucx, handle, peer))
 
     def recv(self, peer: int, handle: Any) -> Request:
-        endpoint = self._usable(peer)
+        endpoint = self._endpoints.get(peer)
+        if endpoint is None or not endpoint.alive:
+            raise self._unusable(peer)
         try:
             ucx = endpoint.tag_recv(handle, self._tags[peer])
         except Exception as error:  # UCXX's errors share no public base class
             raise PeerLost(peer, f"{type(error).__name__}: {error}") from error
         return self._track(_UcxRequest(ucx, handle, peer))
 
-    def _usable(self, peer: int) -> Any:
-        endpoint = self._endpoints.get(peer)
-        if endpoint is None:
-            raise PeerLost(peer, "not connected")
-        if not endpoint.alive:
-            raise PeerLost(peer, "its endpoint has failed")
-        return endpoint
+    def _unusable(self, peer: int) -> PeerLost:
+        return PeerLost(peer, "its endpoint has failed" if peer in self._endpoints else "not connected")
 
     def _track(self, request: _UcxRequest) -> _UcxRequest:
         under_way = self._open[request.peer]
@@ -223,7 +224,6 @@ class UcxTransport(Transport):
             return True
         spin_until = time.monotonic() + spin_us * 1e-6
         stuck_since = 0.0
-        napper = sleeper = None
         while True:
             progress()
             if ready():
@@ -234,8 +234,10 @@ class UcxTransport(Transport):
             if now < spin_until:
                 os.sched_yield()
                 continue
-            if sleeper is None or napper is None:
-                napper, sleeper = _poller(*wake_fds), _poller(worker.epoll_file_descriptor, *wake_fds)
+            if self._pollers is None or self._pollers[0] != tuple(wake_fds):
+                sleeper = _poller(worker.epoll_file_descriptor, *wake_fds)
+                self._pollers = (tuple(wake_fds), _poller(*wake_fds), sleeper)
+            _, napper, sleeper = self._pollers
             # Arming fails while something is pending: then there is progress to make first. What completes
             # before arm() raises no event, hence the last look.
             armed = worker.arm()

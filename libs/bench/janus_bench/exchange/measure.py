@@ -13,17 +13,21 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from janus_bench.errors import BenchError
+from janus_bench.exchange.grpc_bytes import round_trips
 from janus_bench.exchange.parties import Part, party
 
-TRANSPORTS = {"shm": ("ucx", "shm,tcp"), "tcp": ("ucx", "tcp"), "ucx": ("ucx", ""), "inproc": ("inproc", "")}
-"""Name: (transport, UCX_TLS). ``ucx`` leaves UCX_TLS to the environment; ``inproc``: threads of one process."""
+TRANSPORTS = {
+    "shm": ("ucx", "shm,tcp"), "tcp": ("ucx", "tcp"), "ucx": ("ucx", ""), "inproc": ("inproc", ""), "grpc": ("grpc", ""),
+}  # fmt: skip
+"""Name: (transport, UCX_TLS). ``ucx`` leaves UCX_TLS to the environment; ``inproc``: threads of one process;
+``grpc``: no exchange at all but its baseline, the same bytes as unary calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What is measured over each transport."""
 
-    sizes: tuple[int, ...] = (1024, 16384, 262144, 4194304)
+    sizes: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
     """Payload bytes of a pair's messages."""
     grid: tuple[int, int] = (3, 3)
     """Attention and MoE workers of the cohort pattern; (0, 0): none."""
@@ -44,6 +48,10 @@ def measure(names: tuple[str, ...], plan: Plan) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in names:
         transport, tls = TRANSPORTS[name]
+        if transport == "grpc":
+            found = round_trips(plan.sizes, plan.rounds * plan.count, plan.deadline_s)
+            rows += [_row(name, "1x1", size, found[size], None) for size in plan.sizes]
+            continue
         common: dict[str, Any] = {
             "transport": transport, "tls": tls, "rounds": plan.rounds, "count": plan.count,
         }  # fmt: skip
@@ -59,14 +67,18 @@ def measure(names: tuple[str, ...], plan: Plan) -> list[dict[str, Any]]:
 
 def _rows(name: str, part: Part, samples: dict[tuple[str, int], list[float]]) -> Iterator[dict[str, Any]]:
     for size in part.sizes:
-        times = sorted(samples["exchange", size])
-        ours = statistics.median(times) * 1e6
         bare = statistics.median(samples["bare", size]) * 1e6 if part.bare else None
-        yield {
-            "transport": name, "pattern": f"{part.attention}x{part.moe}", "payload": size, "exchange_us": ours,
-            "p90_us": times[int(0.9 * (len(times) - 1))] * 1e6, "bare_us": bare,
-            "ratio": None if bare is None else ours / bare,
-        }  # fmt: skip
+        yield _row(name, f"{part.attention}x{part.moe}", size, samples["exchange", size], bare)
+
+
+def _row(name: str, pattern: str, size: int, samples: list[float], bare: float | None) -> dict[str, Any]:
+    times = sorted(samples)
+    ours = statistics.median(times) * 1e6
+    return {
+        "transport": name, "pattern": pattern, "payload": size, "exchange_us": ours,
+        "p90_us": times[int(0.9 * (len(times) - 1))] * 1e6, "bare_us": bare,
+        "ratio": None if bare is None else ours / bare,
+    }  # fmt: skip
 
 
 def _samples(part: Part, deadline_s: float) -> dict[tuple[str, int], list[float]]:

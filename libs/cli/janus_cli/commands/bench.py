@@ -157,11 +157,11 @@ def _grid(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, 
 @click.option(
     "--transport",
     "names",
-    type=click.Choice(["shm", "tcp", "ucx", "inproc"]),
+    type=click.Choice(["shm", "tcp", "ucx", "inproc", "grpc"]),
     multiple=True,
     default=("shm", "tcp", "inproc"),
     show_default=True,
-    help="May be repeated. ucx: as UCX_TLS says.",
+    help="May be repeated. ucx: as UCX_TLS says; grpc: the same bytes as unary calls, to compare with.",
 )
 @click.option(
     "--sizes", callback=_sizes, default="1024,16384,262144,4194304", show_default=True, help="Payload bytes."
