@@ -11,8 +11,8 @@ import click
 from janus_bench.exchange import Plan, markdown, measure, picture
 from machine import write
 
-INTRO = """Medians. 1x1: a round trip between two processes ("inproc": threads), in turns with UCXX used directly. "grpc": the
-baseline, the same bytes as unary calls on loopback.
+INTRO = """Medians. 1x1: a round trip between two processes ("inproc": threads), in turns with UCXX used directly.
+"grpc": the baseline, the same bytes as unary calls on loopback.
 3x3: a layer of three attention and three MoE workers, each attention worker sending the payload to each MoE worker and
 awaiting as much from each; six processes share the machine's cores.
 

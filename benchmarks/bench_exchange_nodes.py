@@ -191,9 +191,9 @@ def main(tokens: str, hidden: str, rounds: int, count: int, m: int, n: int, node
             )  # fmt: skip
             click.echo(lines[-1])
     lines += [
-        "", f"The choice is at most {100 * worst:.0f}% above the best of the three. "
+        "", f"The choice is at most {100 * worst:.0f}% above the best of the three.",
         f"All of this took {time.monotonic() - began:.0f} s.", "", "## Messages and bytes",
-        "Between nodes, one layer, 32 rows of hidden 64; counted by the transport, and by the formulas of docs/exchange.md.",
+        "Between nodes, one layer, 32 rows of hidden 64: by the transport's count and docs/exchange.md's formulas.",
         "", *table,
     ]  # fmt: skip
     picture(rows, Path(__file__).parent / "results" / "exchange_nodes.png")

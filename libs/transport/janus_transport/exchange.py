@@ -54,7 +54,7 @@ class SendBuffer:
 
     def busy(self) -> bool:
         """Whether a send of it is under way."""
-        for request in self.requests:  # no generator: it costs more than the rest, in every layer
+        for request in self.requests:  # noqa: SIM110 - a generator costs more than the rest, in every layer
             if not request.done():
                 return True
         return False

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from concurrent import futures
 from multiprocessing.connection import Connection
+from typing import Any
 
 import grpc
 
@@ -47,7 +48,7 @@ def round_trips(sizes: tuple[int, ...], count: int, deadline_s: float) -> dict[i
         if not ours.poll(deadline_s):
             raise BenchError("the gRPC server of the baseline said nothing in time")
         with grpc.insecure_channel(f"127.0.0.1:{ours.recv()}", options=_OPTIONS) as channel:
-            echo = channel.unary_unary(_METHOD)
+            echo: Any = channel.unary_unary(_METHOD)
             for size in sizes:
                 payload = bytes(size)
                 times = found[size] = []

@@ -17,7 +17,8 @@ from janus_bench.exchange.grpc_bytes import round_trips
 from janus_bench.exchange.parties import Part, party
 
 TRANSPORTS = {
-    "shm": ("ucx", "shm,tcp"), "tcp": ("ucx", "tcp"), "ucx": ("ucx", ""), "inproc": ("inproc", ""), "grpc": ("grpc", ""),
+    "shm": ("ucx", "shm,tcp"), "tcp": ("ucx", "tcp"), "ucx": ("ucx", ""), "inproc": ("inproc", ""),
+    "grpc": ("grpc", ""),
 }  # fmt: skip
 """Name: (transport, UCX_TLS). ``ucx`` leaves UCX_TLS to the environment; ``inproc``: threads of one process;
 ``grpc``: no exchange at all but its baseline, the same bytes as unary calls."""
