@@ -65,6 +65,10 @@ compose-demo: install ## the same in containers: builds the images, brings the m
 	@test -x deploy/compose/demo.sh || { echo "deploy/compose/demo.sh is missing"; exit 1; }
 	@deploy/compose/demo.sh
 
+.PHONY: compose-autoscale
+compose-autoscale: install ## the autoscaler on containers: a load comes and goes, workers come and go, no answer changes; checks it
+	@deploy/compose/autoscale.sh
+
 # -- check --------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -209,15 +209,16 @@ def test_a_requirement_that_cannot_be_followed(requirements: ModuleType) -> None
         requirements.foreign("a", {"a": {"dependencies": ["!"]}})
 
 
-def test_scripts_say_what_is_missing(tmp_path: Path) -> None:
-    """demo.sh without an engine: exit code 1 and a line that says what to do, before anything is built."""
+@pytest.mark.parametrize("script", ["demo.sh", "autoscale.sh"])
+def test_scripts_say_what_is_missing(script: str, tmp_path: Path) -> None:
+    """A script without an engine: exit code 1 and a line that says what to do, before anything is built."""
     fake = tmp_path / "docker"
     fake.write_text("#!/bin/sh\necho 'Cannot connect to the daemon' >&2\nexit 1\n")
     fake.chmod(0o755)
     if not (ROOT / ".venv/bin/python").exists():
-        pytest.skip("demo.sh works in .venv, which is not here")
+        pytest.skip("scripts work in .venv, which is not here")
     done = subprocess.run(
-        [str(COMPOSE / "demo.sh")],
+        [str(COMPOSE / script)],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
