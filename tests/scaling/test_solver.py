@@ -67,7 +67,7 @@ def test_the_quick_search_is_the_one_by_one_search(seed: int) -> None:
     )  # fmt: skip
     demand = Demand(
         tokens_per_s=float(rng.uniform(0, 6000)), prompt_tokens_per_s=float(rng.uniform(0, 3000)), context=300,
-        prompt_length=float(rng.uniform(1, 2000)),
+        prompt_length=float(rng.uniform(1, 2000)), streams=float(rng.choice([0, rng.uniform(0, 800)])),
     )  # fmt: skip
     for batch in (None, float(rng.uniform(1, 600))):
         quick = solve(p, demand, batch=batch)
@@ -171,6 +171,17 @@ def test_backlog_counts() -> None:
     queued = dataclasses.replace(queued, backlog_tokens=120_000)
     some, more = (solve(problem(40), d.with_backlog(60)).chosen for d in (calm, queued))
     assert some and more and more.cost > some.cost
+
+
+def test_streams_that_are_there_count() -> None:
+    """More than the rate explains: the target is to hold for them too, up to what fits."""
+    p = problem(50)
+    calm = solve(p, Demand(tokens_per_s=100)).chosen
+    same = solve(p, Demand(tokens_per_s=100, streams=1.0)).chosen
+    piled = solve(p, Demand(tokens_per_s=100, streams=300.0)).chosen
+    assert calm is not None and same is not None and piled is not None
+    assert (same.n_a, same.n_e, same.batch) == (calm.n_a, calm.n_e, calm.batch)
+    assert piled.cost > calm.cost and piled.batch == 300 and piled.tpot_s <= 0.05
 
 
 def test_prompts_count() -> None:

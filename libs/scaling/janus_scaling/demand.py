@@ -24,9 +24,19 @@ class Demand:
     """Mean tokens of a prompt; TTFT depends on it."""
     backlog_tokens: float = 0.0
     """Output tokens that requests in queues will need."""
+    streams: float = 0.0
+    """Streams that there are already, waiting ones included: the target is to hold for as many, though by the rates
+    fewer were expected."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_s", "prompt_tokens_per_s", "context", "prompt_length", "backlog_tokens"):
+        for name in (
+            "tokens_per_s",
+            "prompt_tokens_per_s",
+            "context",
+            "prompt_length",
+            "backlog_tokens",
+            "streams",
+        ):
             number(name, getattr(self, name), 0, 1e15)
 
     @property

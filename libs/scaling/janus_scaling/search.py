@@ -130,7 +130,7 @@ def search(
     steps = Steps(problem.performance, means, live_a, live_e, demand)
     if batch is None:
         found = _little(steps, demand.tokens_per_s, np.maximum(1.0, np.minimum(bounds.max_batch, most)))
-        found = np.minimum(found + bounds.burst * np.sqrt(found), most)
+        found = np.minimum(np.maximum(found + bounds.burst * np.sqrt(found), demand.streams), most)
     else:
         found = np.full(len(sizes), batch)
     known = np.where(np.isnan(found), 1.0, found)

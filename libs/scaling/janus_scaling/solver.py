@@ -281,7 +281,7 @@ def evaluate(
             found is not None
         ):  # Little's law gives the mean; with independent arrivals the variance is as large
             burst = problem.bounds.burst * found**0.5
-            found = min(found + burst, most_streams(problem, demand, live_a))
+            found = min(max(found + burst, demand.streams), most_streams(problem, demand, live_a))
     return _judged(problem, n_a, n_e, demand, found)
 
 

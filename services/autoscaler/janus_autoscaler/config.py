@@ -32,9 +32,9 @@ class AutoscalerSettings(ServiceSettings):
     """Largest size of either pool when the objective names none."""
     margin: float = setting(0.9, minimum=0.1, maximum=1)
     """Share of the objective that plans are made for, beside what the measured spread of steps asks for."""
-    burst: float = setting(1.0, minimum=0, maximum=10)
+    burst: float = setting(1.65, minimum=0, maximum=10)
     """Standard deviations by which streams at once may exceed their mean with the objective still held; they vary as a
-    Poisson process does."""
+    Poisson process does, and exceed 1.65 for 5% of the time."""
     hold_s: float = setting(120.0, minimum=0, maximum=86_400)
     """Seconds for which a smaller size must have sufficed before workers are drained."""
     drain_backlog_s: float = setting(30.0, minimum=1, maximum=3600)

@@ -43,7 +43,7 @@ def demand(seen: Observation, *, target_s: float, lookback_s: float) -> Demand:
     return Demand(
         tokens_per_s=tokens, prompt_tokens_per_s=prompts, context=max(1.0, seen.context),
         prompt_length=max(1.0, prompts / rate) if rate else 1.0,
-        backlog_tokens=seen.waiting * length + piled * length / 2,
+        backlog_tokens=seen.waiting * length + piled * length / 2, streams=seen.running + seen.waiting,
     )  # fmt: skip
 
 
