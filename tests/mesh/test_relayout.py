@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from janus_attention.engine import EngineOptions
 from janus_attention.forward import Forward
+from janus_moe.engine import EngineOptions as MoeOptions
 from janus_moe.engine import MoeEngine
 from janus_placement import Report
+from janus_scheduler.placement import layers_round_robin
 from janus_testing.inprocess import Answer, InProcessMesh, Worker
 from janus_worker.lockstep import Interrupted, NewerEpoch
 
@@ -194,6 +196,33 @@ def test_a_worker_dies_in_the_middle_of_ten_changes(mixtral: Path, micro_batches
             mesh.form(placement(rng, 3))
 
         equal(run(mesh, work, [change] * 10), expected)
+
+
+def test_no_more_is_loaded_beside_than_there_is_room_for(mixtral: Path) -> None:
+    work = prompts(random.Random(1), 2)
+    with InProcessMesh(
+        mixtral, attention=2, experts=2, slots=SLOTS, moe_options=MoeOptions(beside=3)
+    ) as mesh:
+        expected = run(mesh, work)
+        rank = mesh.moe[0]
+        layouts = layers_round_robin(EXPERTS, [SLOTS] * 2, LAYERS)
+        here = [(layer, e) for layer, rows in enumerate(layouts) for e in rows[0]]
+        idle = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS) if (layer, e) not in here]
+
+        def ask(number: int, keys: list[tuple[int, int]], kind: str = "load") -> dict[str, Any]:
+            rank.send({"t": kind, "id": number, "layers": [[layer, [e]] for layer, e in keys]})
+            mesh.pump(lambda: any(e.get("id") == number for e in rank.events), f"{kind} {number}")
+            return next(e for e in rank.events if e.get("id") == number)
+
+        def load() -> None:
+            assert ask(1, idle[:4])["room"] == 3
+            assert ask(2, idle[:3])["count"] == 3
+            assert ask(3, idle[3:4])["held"] == 4
+            assert ask(4, [*idle[:2], *here[:4]])["count"] == 0, "those are there"
+            assert ask(5, idle[:1], "unload")["count"] == 1
+            assert ask(6, idle[3:4])["count"] == 1
+
+        equal(run(mesh, work, [load]), expected)
 
 
 def test_a_load_that_fails_is_told_and_harms_nobody(mixtral: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
-from janus_placement import Budget, LayerRouting, Pool, Prices, judge, place, plan_change, to_hosted
+from janus_placement import Budget, LayerRouting, Pool, Prices, judge, place, plan_change, stages, to_hosted
 from placement_cases import random_pool, routing, skewed_samples
 
 PRICES = Prices(seconds_per_expert=1e-4, steps_per_second=20, load_seconds=0.01)
@@ -110,3 +111,25 @@ def test_the_same_placement_is_no_change() -> None:
     verdict = judge([[1, 0], [2, 3]], change, routing(4).draw([2], 4), PRICES)
     assert not verdict.go
     assert verdict.reason == "nothing would move"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_stages_keep_within_the_room(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    instances = int(rng.integers(1, 5))
+    room = rng.integers(0, 7, instances).tolist()
+    loads = {
+        int(layer): [(int(g), e) for e, g in enumerate(rng.integers(0, instances, rng.integers(0, 9)))]
+        for layer in rng.permutation(12)
+    }
+    made, never = stages(loads, room)
+    staged = [layer for stage in made for layer in stage]
+
+    def fits(layers: list[int]) -> bool:
+        counts = Counter(g for layer in layers for g, _ in loads[layer])
+        return all(not room[g] or n <= room[g] for g, n in counts.items())
+
+    assert sorted([*staged, *never]) == sorted(loads), "every layer once"
+    assert staged == [layer for layer in loads if layer not in never], "in order"
+    assert all(stage and fits(stage) for stage in made) and not any(fits([layer]) for layer in never)
+    assert not any(fits([*a, b[0]]) for a, b in itertools.pairwise(made)), "no stage ends early"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ class Mesh:
     rebalancer: Rebalancer
     workers: list[Worker]
     names: list[str]
+    keepers: list[Any] = dataclasses.field(default_factory=list)
 
     async def report(
         self, hot: dict[int, list[int]], seed: int = 0, tokens: int = 4000, seconds: float = 1e-3
@@ -76,21 +78,33 @@ class Mesh:
 
 
 @contextlib.asynccontextmanager
-async def mesh(coordination: Coordination, settings: ServiceSettings, ready: Ready) -> AsyncIterator[Mesh]:
+async def mesh(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready, *, min_replicas: int = 1, slots: int = SLOTS,
+    **more: Any,
+) -> AsyncIterator[Mesh]:  # fmt: skip
+    """``more``: fields of the MoE workers' leases; a ``{}`` in ``node`` is the worker's number, modulo two."""
     async with contextlib.AsyncExitStack() as stack:
         workers = [Worker() for _ in range(WORKERS)]
+        keepers: list[Any] = []
         shape = {"num_experts": EXPERTS, "moe_layers": LAYERS}
         await coordination.register(ready("attention-0", **shape))
         for i, worker in enumerate(workers):
             server = await stack.enter_async_context(GrpcServer(settings, "moe"))
             server.add(moe_pb2_grpc.add_ExpertServiceServicer_to_server, worker, "janus.v1.ExpertService")
             address = await server.start()
-            await coordination.register(ready(f"moe-{i}", grpc_address=address, slots=SLOTS, **shape))
-        publisher = Publisher(coordination, "scheduler-0", Rules(), settle_s=0.0, lease_ttl_s=30.0)
+            fields = {k: v.format(i % 2) if k == "node" else v for k, v in more.items()}
+            lease = ready(f"moe-{i}", grpc_address=address, slots=slots, **shape, **fields)
+            keepers.append(await coordination.register(lease))
+        rules = Rules(min_replicas=min_replicas)
+        publisher = Publisher(coordination, "scheduler-0", rules, settle_s=0.0, lease_ttl_s=30.0)
         await publisher.round(0.0)
         assert publisher.cohort is not None
-        rebalancer = Rebalancer(coordination, publisher, settings, every_s=0, horizon_s=600, min_replicas=1)
-        yield Mesh(coordination, publisher, rebalancer, workers, [f"moe-{i}" for i in range(WORKERS)])
+        rebalancer = Rebalancer(
+            coordination, publisher, settings, every_s=0, horizon_s=600, min_replicas=min_replicas
+        )
+        yield Mesh(
+            coordination, publisher, rebalancer, workers, [f"moe-{i}" for i in range(WORKERS)], keepers
+        )
 
 
 HOT = {0: [0, 4, 8, 12], 2: [1, 5, 9, 13]}
@@ -285,3 +299,73 @@ async def test_a_switch_costs_what_attention_workers_measured(
         await m.report(HOT, seconds=2e-8)
         outcome = await m.rebalancer.rebalance(dry_run=False)
         assert not outcome.changed and "the switch costs 5.10 s" in outcome.reason
+
+
+async def test_where_memory_is_short_layers_change_in_turn(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready, beside=3) as m:
+        layouts = []
+        relayout = m.publisher.relayout
+        tasks: list[Any] = []
+
+        async def take_up(version: int) -> None:
+            await asyncio.sleep(0.2)
+            for keeper in m.keepers:
+                await keeper.update(epoch=version)
+
+        async def noted(epoch: int, placement: Any) -> Any:
+            loaded = [set(worker.loaded) for worker in m.workers]
+            moved = await relayout(epoch, placement)
+            assert moved is not None
+            assert all(lease.epoch in (0, epoch) for lease in await coordination.workers("moe"))
+            layouts.append((moved, loaded))
+            tasks.append(asyncio.create_task(take_up(moved.version)))
+            return moved
+
+        m.publisher.relayout = noted  # type: ignore[method-assign]
+        await m.report(HOT)
+        dry = await m.rebalancer.rebalance(dry_run=True)
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        assert outcome.changed and outcome.reason.endswith(", in 2 stages"), outcome.reason
+        assert outcome.replicas_loaded == dry.replicas_loaded
+        (first, loaded), (second, _) = layouts
+        assert second.version > first.version and m.publisher.layout == second
+        assert all({layer for layer, _ in keys} <= {0} for keys in loaded), (
+            "layer 2 after layer 0 was switched"
+        )
+        assert max(len(keys) for keys in loaded) <= 3
+        assert first.placement[2] != second.placement[2] and first.placement[0] == second.placement[0]
+        assert (m.spread(0, HOT[0]), m.spread(2, HOT[2])) == (1, 1)
+        await asyncio.gather(*tasks)
+
+
+async def test_a_layer_that_no_memory_is_left_for_stays(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready, beside=1) as m:
+        target = [[list(range(SLOTS * g, SLOTS * (g + 1))) for g in range(WORKERS)]] * LAYERS
+        outcome = await m.rebalancer.rebalance(dry_run=False, target=target)
+        assert not outcome.changed and "layer 0 alone loads more" in outcome.reason
+        assert not any(worker.loaded for worker in m.workers)
+
+
+async def test_replicas_stay_on_both_nodes_wherever_they_move(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready, min_replicas=2, slots=8, node="node-{}") as m:
+        moved = 0
+        for seed in range(3):
+            assert m.publisher.layout is not None
+            hot = {}
+            for index, layer in enumerate(m.publisher.layout.placement):
+                hosts = {e: tuple(g for g, row in enumerate(layer) if e in row) for e in range(EXPERTS)}
+                together = max(Counter(hosts.values()).items(), key=lambda item: item[1])[0]
+                hot[index] = [e for e in range(EXPERTS) if hosts[e] == together][:4]
+            await m.report({k: v for k, v in hot.items() if len(v) == 4}, seed=seed)
+            moved += (await m.rebalancer.rebalance(dry_run=False)).changed
+        layout = m.publisher.layout
+        assert moved and layout is not None
+        for layer in layout.placement:
+            for expert in range(EXPERTS):
+                assert {g % 2 for g, row in enumerate(layer) if expert in row} == {0, 1}

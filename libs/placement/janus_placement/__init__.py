@@ -6,7 +6,7 @@ autoscaler's estimator and the simulator share. A layout is per MoE layer; so is
 
 from __future__ import annotations
 
-from janus_placement.changes import Change, Prices, Verdict, judge, plan_change
+from janus_placement.changes import Change, Prices, Verdict, judge, plan_change, stages
 from janus_placement.pool import Placement, PlacementError, Pool, from_hosted, to_hosted
 from janus_placement.repair import repair
 from janus_placement.routing import LayerRouting
@@ -35,5 +35,6 @@ __all__ = [
     "place",
     "plan_change",
     "repair",
+    "stages",
     "to_hosted",
 ]

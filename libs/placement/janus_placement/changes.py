@@ -6,7 +6,8 @@ the time its weights take to load. Without that doubt noise alone would move exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,34 @@ def plan_change(current: Sequence[Sequence[int]], target: Sequence[Sequence[int]
     loads = tuple((int(g), int(e)) for g, e in zip(*np.nonzero((want & ~have).T), strict=True))
     drops = tuple((int(g), int(e)) for g, e in zip(*np.nonzero((have & ~want).T), strict=True))
     return Change(from_hosted(want, like=known), loads, drops)
+
+
+def stages(
+    loads: Mapping[int, Sequence[tuple[int, int]]], room: Sequence[int]
+) -> tuple[list[list[int]], list[int]]:
+    """Which layers to change together, in turn, where instances hold few replicas beside those that they serve.
+
+    Args:
+        loads: (instance, expert) to load, by layer.
+        room: replicas that each instance can hold beside; 0: any number.
+
+    Returns the stages, in none of which an instance loads more than it has room for, and the layers that alone need
+    more. Layers keep their order; as few stages as that allows.
+    """
+    made: list[list[int]] = []
+    never: list[int] = []
+    used: Counter[int] = Counter()
+    for layer, pairs in loads.items():
+        needed = Counter(instance for instance, _ in pairs)
+        if any(room[g] and count > room[g] for g, count in needed.items()):
+            never.append(layer)
+            continue
+        if not made or any(room[g] and used[g] + count > room[g] for g, count in needed.items()):
+            made.append([])
+            used = Counter()
+        made[-1].append(layer)
+        used.update(needed)
+    return made, never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

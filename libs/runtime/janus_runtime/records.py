@@ -131,6 +131,8 @@ class Lease(_Json):
     """Fingerprint of checkpoint and dtype; members of one cohort agree on it."""
     slots: int = 0
     """MoE workers: expert slots per layer."""
+    beside: int = 0
+    """MoE workers: most experts that it holds beside those that the layout in force places there; 0: any number."""
     moe_layers: int = 0
     """MoE and attention workers: MoE layers of the model."""
     num_experts: int = 0
@@ -155,7 +157,8 @@ class Lease(_Json):
 Lease._TYPES = {  # type: ignore[attr-defined]
     "worker_id": _text, "member": _whole, "role": Role, "pid": _whole, "grpc_address": _text,
     "http_address": _text, "transport": _text, "transport_address": _text, "node": _text, "model": _text,
-    "slots": _whole, "moe_layers": _whole, "num_experts": _whole, "state": WorkerState, "detail": _text,
+    "slots": _whole, "beside": _whole, "moe_layers": _whole, "num_experts": _whole, "state": WorkerState,
+    "detail": _text,
     "epoch": _whole, "running": _whole, "waiting": _whole, "version": _text, "engine_pid": _whole,
     "waiting_for": lambda value: tuple(_whole(v) for v in value),
 }  # fmt: skip

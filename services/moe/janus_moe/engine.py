@@ -46,6 +46,8 @@ class EngineOptions:
     """Say whom a step waits for after this many seconds, and again each time they have passed."""
     emulated_expert_us: float = 0.0
     """Least microseconds of a pass per distinct activated expert; 0: none."""
+    beside: int = 0
+    """Most experts loaded beside those that the layout in force places here; 0: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,9 @@ class MoeEngine(CohortEngine):
         self._named = (0, 0)
         """As coordinator: scheme and active ranks (bits) of the latest lane's layers after the first."""
         self._loader = ExpertLoader(model)
+        self._coming: set[tuple[int, int]] = set()
+        """Asked of the loader, not there yet."""
+        self._beside = options.beside
         self.wake_fds.append(self._loader.fileno())
         self._lanes = LaneAdvisor()
         self._began = self._waited = 0.0
@@ -143,7 +148,7 @@ class MoeEngine(CohortEngine):
         body = message.body
         keys = {(layer, expert) for layer, experts in body["layers"] for expert in experts}
         if body["t"] == "load":
-            self._loader.ask(LoadJob(body["id"], sorted(keys - self._loaded.keys())))
+            self._load_beside(body["id"], keys)
         elif body["t"] == "unload":
             used = sorted(key for key in keys if self._compute.uses(*key))
             idle = [] if used else [key for key in keys if key in self._loaded]
@@ -151,8 +156,29 @@ class MoeEngine(CohortEngine):
                 del self._loaded[key]
             self.tell({"t": "reply", "id": body["id"], "count": len(idle), "used": used})
 
+    def _load_beside(self, number: int, keys: set[tuple[int, int]]) -> None:
+        held = self._loaded.keys() | self._coming | keys
+        idle = sum(not self._compute.uses(*key) for key in held)
+        if self._beside and idle > self._beside:
+            self.tell(
+                {
+                    "t": "reply",
+                    "id": number,
+                    "count": 0,
+                    "bytes": 0,
+                    "error": "",
+                    "room": self._beside,
+                    "held": idle,
+                }
+            )
+            return
+        new = keys - self._loaded.keys()
+        self._coming |= new
+        self._loader.ask(LoadJob(number, sorted(new)))
+
     def intake(self) -> None:
         for job in self._loader.take():
+            self._coming -= set(job.keys)
             self._loaded.update(job.loaded)
             size = len(job.loaded) * self._model.bytes_per_expert
             self.tell(

@@ -37,6 +37,7 @@ def build(options: dict[str, Any], link: ControlLink) -> MoeEngine:
         max_batch_tokens=options["max_batch_tokens"],
         stall_s=options["stall_s"],
         emulated_expert_us=options["emulated_expert_us"],
+        beside=options["beside"],
     )
     return MoeEngine(model, transport, link, member=options["member"], options=engine_options)
 

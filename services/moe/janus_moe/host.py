@@ -31,7 +31,11 @@ class MoeHost(WorkerHost[MoeSettings]):
         return settings.cohort_key(fingerprint(settings.checked_model(), settings.dtype))
 
     def engine_options(self) -> dict[str, Any]:
-        return {**self.settings.worker_options(), "emulated_expert_us": self.settings.emulated_expert_us}
+        return {
+            **self.settings.worker_options(),
+            "emulated_expert_us": self.settings.emulated_expert_us,
+            "beside": self.settings.beside,
+        }
 
     def add_services(self, server: GrpcServer) -> None:
         server.add(
@@ -42,6 +46,7 @@ class MoeHost(WorkerHost[MoeSettings]):
         experts = self.hello["num_experts"]
         return {
             "slots": min(self.settings.slots or experts, experts),
+            "beside": self.settings.beside,
             "moe_layers": self.hello["moe_layers"],
             "num_experts": experts,
         }

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from janus_runtime.errors import FailedPrecondition, Internal, InvalidArgument
+from janus_runtime.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted
 from janus_wire.v1 import common_pb2, moe_pb2, moe_pb2_grpc
 from janus_worker.wire import worker_message
 
@@ -31,8 +31,15 @@ class ExpertServicer(moe_pb2_grpc.ExpertServiceServicer):
     async def LoadExperts(
         self, request: moe_pb2.LoadExpertsRequest, context: grpc.aio.ServicerContext
     ) -> moe_pb2.LoadExpertsResponse:
-        """Map experts and read their pages ahead of a layout that will use them."""
+        """Map experts and read their pages ahead of a layout that will use them; RESOURCE_EXHAUSTED beyond
+        ``--beside``."""
         reply = await self._host.call({"t": "load", "layers": self._layers(request.layers)}, _LOAD_S)
+        if room := reply.get("room"):
+            raise ResourceExhausted(
+                f"{self._host.settings.worker_id} would hold {reply['held']} experts beside those that it serves",
+                field="layers", value=reply["held"], allowed=f"at most {room} (--beside)", reason="NO_ROOM",
+                next_step="Load fewer at a time: a few layers, switch, then the next.",
+            )  # fmt: skip
         if reply["error"]:
             raise Internal(
                 f"{self._host.settings.worker_id} could not load experts: {reply['error']}", reason="LOAD_FAILED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,16 @@ class Proposal:
 
     placement: tuple[Placement, ...]
     layers: tuple[LayerVerdict, ...]
+    saved_s: float = math.inf
+    """What all layers save together beyond the loading, seconds; infinite for what somebody asked for."""
+    switch_s: float = 0.0
+    """What each switch costs."""
+
+    def part(self, layers: Sequence[int], current: Sequence[Placement]) -> Proposal:
+        """Some of its moving layers; the others stay as in ``current``."""
+        placement = [self.placement[i] if i in layers else p for i, p in enumerate(current)]
+        verdicts = tuple(v for v in self.layers if v.layer in layers)
+        return dataclasses.replace(self, placement=tuple(placement), layers=verdicts)
 
     @property
     def loads(self) -> dict[int, dict[int, list[int]]]:
@@ -119,7 +130,9 @@ def propose(
     if saved <= prices.switch_seconds and any(v.go for v in verdicts):
         text = f"all layers save {saved:.2f} s together; the switch costs {prices.switch_seconds:.2f} s"
         return Proposal(placement=tuple(current), layers=tuple(_stays(v, text) for v in verdicts))
-    return Proposal(placement=tuple(placement), layers=tuple(verdicts))
+    return Proposal(
+        placement=tuple(placement), layers=tuple(verdicts), saved_s=saved, switch_s=prices.switch_seconds
+    )
 
 
 def demanded(

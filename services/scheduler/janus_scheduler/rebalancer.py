@@ -37,6 +37,7 @@ log = logging.getLogger("janus.scheduler")
 LOAD_DEADLINE_S = 120.0
 STATS_WINDOW_S = 60.0
 _UNLOAD_S = 10.0
+_TAKE_UP_S = 10.0
 _FIRST_SWITCH_S = 0.1
 """Seconds of the mesh's time that a switch is thought to cost before one was measured."""
 _SWITCH_S = (0.001, 10.0)
@@ -174,6 +175,56 @@ class Rebalancer:
                 changed=False, layout_version=layout.version, reason=text, layers=proposal.layers,
                 replicas_loaded=count if dry_run else 0,
             )  # fmt: skip
+        steps, why_not = self._stages(proposal, moe)
+        if not steps:
+            return Outcome(
+                changed=False, layout_version=layout.version, reason=why_not, layers=proposal.layers
+            )
+        moved, done = layout, 0
+        for number, layers in enumerate(steps):
+            part = proposal.part(layers, moved.placement)
+            if number:
+                cohort = await self._taken_up(cohort)
+            failure, after = await self._switch(part, moe, cohort)
+            if after is None:
+                done_text = f"after {number} of {len(steps)} stages" if number else "nothing has changed"
+                return Outcome(
+                    changed=bool(number), layout_version=moved.version, layers=proposal.layers,
+                    reason=f"given up, {done_text}: {failure}", replicas_loaded=done,
+                )  # fmt: skip
+            moved = after
+            done += sum(len(experts) for rows in part.loads.values() for experts in rows.values())
+        stages_text = f", in {len(steps)} stages" if len(steps) > 1 else ""
+        return Outcome(
+            changed=True,
+            layout_version=moved.version,
+            reason=text + stages_text,
+            layers=proposal.layers,
+            replicas_loaded=done,
+        )
+
+    def _stages(self, proposal: Proposal, moe: Sequence[Lease]) -> tuple[list[list[int]], str]:
+        """Layers that change together, in turn; or none, and why."""
+        from janus_placement import stages
+
+        moving = {v.layer: v.loads for v in proposal.layers if v.go}
+        steps, never = stages(moving, [lease.beside for lease in moe])
+        if never:
+            return (
+                [],
+                f"layer {never[0]} alone loads more on a worker than it can hold beside what it serves (--beside)",
+            )
+        if len(steps) > 1 and proposal.saved_s <= len(steps) * proposal.switch_s:
+            return [], (
+                f"memory is short, so that it takes {len(steps)} switches: they cost "
+                f"{len(steps) * proposal.switch_s:.2f} s and all layers save {proposal.saved_s:.2f} s together"
+            )
+        return steps, ""
+
+    async def _switch(
+        self, proposal: Proposal, moe: list[Lease], cohort: CohortRecord
+    ) -> tuple[str, LayoutRecord | None]:
+        """Load beside, then publish; or why not, with what was loaded let go."""
         failure = await self._load(proposal, moe)
         moved = None
         if not failure:
@@ -184,17 +235,18 @@ class Rebalancer:
                 failure = str(error)
         if moved is None:
             await self._let_go(proposal, moe)
-            return Outcome(
-                changed=False, layout_version=layout.version, layers=proposal.layers,
-                reason=f"given up, nothing has changed: {failure}",
-            )  # fmt: skip
-        return Outcome(
-            changed=True,
-            layout_version=moved.version,
-            reason=text,
-            layers=proposal.layers,
-            replicas_loaded=count,
-        )
+        return failure, moved
+
+    async def _taken_up(self, before: CohortRecord) -> CohortRecord:
+        """The cohort that :meth:`_switch` published, once every MoE worker runs it and has let go of what it no longer
+        hosts; or after a while."""
+        cohort, until = self._publisher.cohort or before, time.monotonic() + _TAKE_UP_S
+        while time.monotonic() < until:
+            leases = await self._leases(cohort)
+            if leases is None or all(lease.epoch >= cohort.epoch for lease in leases):
+                break  # or one is gone, which loading finds out
+            await asyncio.sleep(0.05)
+        return cohort
 
     # Statistics -------------------------------------------------------------------------------
 
