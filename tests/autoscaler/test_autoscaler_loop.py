@@ -204,6 +204,42 @@ async def test_an_office_lost_on_the_way_ends_the_way(case: Case) -> None:
     await scaler.close()
 
 
+async def test_streams_that_pile_up_do_not_wait_for_the_interval(case: Case) -> None:
+    """Once for each rise: the decision plans for as many as there are."""
+
+    async def until_seen(running: int) -> None:
+        """A worker's load is told a little later than the rest of its lease."""
+        async with asyncio.timeout(5):
+            while [w.running for w in await case.coordination.workers("attention")] != [running]:
+                await asyncio.sleep(0.05)
+
+    scaler = case.scaler(interval_s=30.0)
+    assert not await scaler.piling_up(), "nothing was decided"
+    await case.form((1, 1), running=4)
+    await case.report((1, 1), 4.0, 25, arrivals=1.0)
+    await settled(scaler)
+    assert scaler.state.verdict is not None and scaler.state.verdict.best is not None
+    planned, decisions = scaler.state.verdict.best.batch, scaler.state.decisions
+    assert not await scaler.piling_up(), "as many as planned for"
+    many = int(planned + 3 * planned**0.5) + 2
+    await case.keepers["attention-0"].update(running=many)
+    await until_seen(many)
+    assert await scaler.piling_up()
+    await settled(scaler)
+    assert scaler.state.verdict.best is not None and scaler.state.verdict.best.batch >= many
+    assert not await scaler.piling_up()
+    await case.keepers["attention-0"].update(running=2 * many)
+    await until_seen(2 * many)
+    scaler.settings = dataclasses.replace(scaler.settings, interval_s=2.5)
+    running = asyncio.create_task(scaler.run())
+    async with asyncio.timeout(2.4):
+        while scaler.state.decisions == decisions + 1:
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await scaler.close()
+
+
 async def test_advise_changes_nothing_and_explains(case: Case) -> None:
     scaler = case.scaler(mode="advise", actuator="none")
     await case.form((1, 1), running=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,31 @@ def test_overload_is_reported() -> None:
         and found["slo_attainment"] < 0.1
         and found["finished"] < found["requests"]
     )
+
+
+def test_hours_of_nothing_cost_the_floor_and_no_time() -> None:
+    """A trace with a gap of eight hours, then twenty times what was before it."""
+    before = synthetic("steady", rate=0.5, duration_s=600, seed=1)
+    after = synthetic("steady", rate=10.0, duration_s=600, seed=2)
+    gap = 8 * 3600.0
+    trace = Trace(
+        np.concatenate([before.arrival_s, 600 + gap + after.arrival_s]),
+        np.concatenate([before.prompt, after.prompt]), np.concatenate([before.output, after.output]),
+    )  # fmt: skip
+    common = setting(32.0, bounds=Bounds(max_attention=6, max_moe=16))
+    began = time.monotonic()
+    found = summarize(
+        trace,
+        simulate(trace, planner("janus", common), Scenario(decide_s=60, sight="observed")),
+        common.target,
+    )
+    assert time.monotonic() - began < 20
+    assert found["finished"] == found["requests"] == len(trace)
+    by_time = {m["at_s"]: m["gpus"] for m in found["timeline"]}
+    silent = [gpus for at, gpus in by_time.items() if 1500 < at < 600 + gap]
+    assert silent and set(silent) == {7}, "the floor: 1 attention and 6 MoE workers"
+    burst = [gpus for at, gpus in by_time.items() if at > 600 + gap + 120]
+    assert max(burst) > 7
 
 
 def test_a_table_and_a_picture(tmp_path: Path) -> None:

@@ -89,6 +89,24 @@ def test_csv_of_each_kind(tmp_path: Path) -> None:
     assert parse_csv([PLAIN, "1,0,5\n"], "t").prompt.tolist() == [1], "a prompt of nothing is one token"
 
 
+def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{t:.3f},{p},{o}\n"
+        for t, p, o in zip(rng.uniform(0, 9e4, 50), range(1, 51), range(2, 52), strict=True)
+    ]
+    found = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.csv"
+        path.write_text(PLAIN + "".join(rows))
+        rng.shuffle(rows)  # type: ignore[arg-type]
+        found.append(load_csv(path))
+    first, second = found
+    assert (first.arrival_s == second.arrival_s).all() and (first.prompt == second.prompt).all()
+    assert (np.diff(first.arrival_s) >= 0).all() and first.arrival_s[0] == 0
+    assert first.arrival_s[-1] > 3600, "gaps of hours stay what they are"
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

@@ -44,6 +44,8 @@ TABLE_S = 300.0
 """Between tables of a_max from newer routing: what it remembers fades by half in that time, and a table of many experts
 takes seconds of processor time."""
 PHASES = 96
+LOOKS = 5
+"""At the number of streams in an interval: a rise that nobody planned for does not wait for its end."""
 _FAILED_S = 30.0
 """After an action failed, the next one waits this long."""
 
@@ -142,11 +144,16 @@ class Autoscaler:
         return self.office is None or self.office.held
 
     async def run(self) -> None:
-        """Decide every ``interval_s`` until cancelled; never ends by itself."""
+        """Decide every ``interval_s``, or sooner when streams pile up, until cancelled; never ends by itself."""
         if self.settings.mode == "off" or self.learner is None:
             return
         while True:
-            await asyncio.sleep(self.settings.interval_s)
+            due = time.monotonic() + self.settings.interval_s
+            while (left := due - time.monotonic()) > 0:
+                await asyncio.sleep(min(left, max(0.5, self.settings.interval_s / LOOKS)))
+                with contextlib.suppress(JanusError):  # the decision will say so
+                    if await self.piling_up():
+                        break
             try:
                 await self.decide()
                 self._complained = ""
@@ -158,6 +165,19 @@ class Autoscaler:
             except Exception:
                 log.exception("no decision; sizes stay as they are")
                 self.state.status = "no decision: an unexpected error; the log has it"
+
+    async def piling_up(self) -> bool:
+        """Whether there are more streams than the sizes in force were planned for, by more than chance.
+
+        The next decision plans for as many as there are, so that this is true once for each rise. While nothing was
+        asked, or no sizes are enough, it is the interval's turn.
+        """
+        verdict = self.state.verdict
+        if verdict is None or not verdict.met or verdict.best is None:
+            return False
+        leases = await self._coordination.workers(Role.ATTENTION)
+        planned = verdict.best.batch
+        return sum(w.running + w.waiting for w in leases) > planned + max(1.0, 0.5 * planned**0.5)
 
     async def close(self) -> None:
         """Give up what is under way: the platform finishes what it was asked."""
