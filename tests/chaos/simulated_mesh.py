@@ -370,7 +370,7 @@ class SimulatedMesh:
 
     def fault(self) -> None:
         rng = self.world.rng
-        kind = rng.choice(("kill", "kill", "kill", "cut", "scheduler", "redis", "empty", "restart"))
+        kind = rng.choice(("kill", "kill", "kill", "cut", "scheduler", "redis", "empty", "restart", "silent"))
         if kind in ("kill", "cut") and self.workers:
             worker = rng.choice(sorted(self.workers.values(), key=lambda w: w.member))
             if kind == "cut":  # both ends notice, or one, and start again as new members (host._watch_faults)
@@ -389,9 +389,21 @@ class SimulatedMesh:
             self.world.later(rng.uniform(0.5, 12.0), lambda: setattr(self.redis, "down", False))
         elif kind == "empty":
             self.redis.empty()
+        elif kind == "silent":
+            self.silence()
         elif kind == "restart":  # back soon, and empty; most hear of it and write their leases at once
             self.redis.down = True
             self.world.later(rng.uniform(0.1, 1.0), self.back)
+
+    def silence(self) -> None:
+        """A scheduler takes a worker for silent for a while, rightly or not: it only costs time."""
+        if self.workers:
+            member, publisher = (
+                self.world.rng.choice(sorted(self.workers)),
+                self.world.rng.choice([self.publishers[name] for name in sorted(self.publishers)]),
+            )
+            publisher.silent(member, True)
+            self.world.later(self.world.rng.uniform(0.5, 6.0), lambda: publisher.silent(member, False))
 
     def back(self) -> None:
         self.redis.empty()

@@ -328,3 +328,33 @@ async def test_the_office_of_a_dead_scheduler_is_free_at_once(
     token = first._token
     await first.round(0.2)  # if it lives after all, it has lost it
     assert token is not None and not first.in_office
+
+
+async def test_a_silent_member_is_left_out_until_it_answers(coordination: Coordination, ready: Ready) -> None:
+    asked: list[tuple[set[int], set[int]]] = []
+    p = publisher(
+        coordination, settle_s=0.0, on_late=lambda late, waiting: asked.append((set(late), set(waiting)))
+    )
+    keepers = {n: await coordination.register(ready(n)) for n in ("attention-0", "moe-0", "moe-1", "moe-2")}
+    member = {name: keeper.lease.member for name, keeper in keepers.items()}
+    await p.round(0.0)
+    await keepers["attention-0"].update(epoch=1, late=(member["moe-1"], 999))
+    await keepers["moe-0"].update(epoch=0, late=(member["moe-2"],))  # of another epoch
+    await p.round(1.0)
+    assert asked == [({member["moe-1"]}, {member["attention-0"]})]
+
+    async def ranks(now: float) -> list[str]:
+        for later in (0.0, 0.1):
+            await p.round(now + later)
+        record = await coordination.cohort()
+        assert record is not None
+        return [m.worker_id for m in record.moe]
+
+    assert await ranks(1.5) == ["moe-0", "moe-1", "moe-2"]
+    p.silent(member["moe-1"], True)
+    assert await ranks(2.0) == ["moe-0", "moe-2"]
+    p.silent(member["moe-0"], True)  # without it there are too few slots: the cohort in force stands
+    assert await ranks(3.0) == ["moe-0", "moe-2"] and "waiting for more MoE workers" in p.status
+    p.silent(member["moe-0"], False)
+    p.silent(member["moe-1"], False)
+    assert await ranks(4.0) == ["moe-0", "moe-2", "moe-1"]

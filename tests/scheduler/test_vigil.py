@@ -132,3 +132,65 @@ async def test_an_address_that_never_answered_says_nothing(
     vigil.follow([wrong, dataclasses.replace(wrong, member=2, grpc_address="no port")])
     await asyncio.sleep(0.4)
     assert not buried
+
+
+async def test_who_does_not_answer_though_a_witness_does_is_silent_until_it_answers(
+    ready: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(module, "_AGAIN_S", 0.05)
+    heard: list[tuple[int, bool]] = []
+
+    async def bury(lease: Lease) -> None:
+        raise AssertionError("nobody died")
+
+    vigil = Vigil(SETTINGS, bury, on_silent=lambda member, silent: heard.append((member, silent)))
+    async with GrpcServer(SETTINGS, "moe") as server, Frozen() as frozen:
+        alive, address = await server.start(), frozen.address
+        vigil.follow(
+            [ready(f"moe-{n}", n, grpc_address=a) for n, a in ((1, alive), (2, address), (3, address))]
+        )
+        vigil.question({1}, {2})  # answers
+        vigil.question({2}, {3})  # nobody answers: that may be us
+        await asyncio.sleep(0.8)
+        assert not heard
+        vigil.follow([ready(f"moe-{n}", n, grpc_address=a) for n, a in ((1, alive), (3, address))])
+        await until(lambda: not vigil._asked)
+        vigil.question({3}, {1})
+        await until(lambda: heard)
+        assert heard == [(3, True)]
+        await asyncio.sleep(0.3)
+        frozen.wake(server.port)
+        await until(lambda: len(heard) > 1)
+        assert heard == [(3, True), (3, False)]
+    await vigil.close()
+
+
+class Frozen:
+    """A stopped process: its host accepts connections, nobody answers."""
+
+    async def __aenter__(self) -> Frozen:
+        self._port = 0
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._server.close()
+
+    def wake(self, port: int) -> None:
+        """From now on it is the server at ``port``."""
+        self._port = port
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not self._port:
+            await asyncio.sleep(0.02)
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(4096):
+                    target.write(data)
+            target.close()
+
+        await asyncio.gather(pump(reader, back), pump(there, writer))

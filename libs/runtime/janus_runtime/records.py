@@ -150,6 +150,8 @@ class Lease(_Json):
     """Version of Janus."""
     engine_pid: int = 0
     """Attention and MoE workers: process id of the engine; 0 until it is ready."""
+    late: tuple[int, ...] = ()
+    """Members that its step has waited for longer than a step may take, as a rule: are they alive?"""
     waiting_for: tuple[int, ...] = ()
     """Members that its step has waited for longer than ``--stall-s``."""
 
@@ -160,6 +162,7 @@ Lease._TYPES = {  # type: ignore[attr-defined]
     "slots": _whole, "beside": _whole, "moe_layers": _whole, "num_experts": _whole, "state": WorkerState,
     "detail": _text,
     "epoch": _whole, "running": _whole, "waiting": _whole, "version": _text, "engine_pid": _whole,
+    "late": lambda value: tuple(_whole(v) for v in value),
     "waiting_for": lambda value: tuple(_whole(v) for v in value),
 }  # fmt: skip
 

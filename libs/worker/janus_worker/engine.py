@@ -29,6 +29,9 @@ _LOG = logging.getLogger("janus.worker")
 _REPORT_S = 1.0
 _FOREVER_S = 3600.0
 _SPANS_HELD = 4096
+LATE_S = 0.7
+"""Whom a step has waited for so long is asked after; a long step costs a question, nothing else."""
+_LATE_EVERY_S = 2.0
 _FINISH_S = 2.0
 """A step is finished before a new layout of the same cohort is taken up, unless it takes longer."""
 
@@ -61,7 +64,9 @@ class CohortEngine(abc.ABC):
         self._announced: Message | None = None
         self._finish_until = 0.0
         self._why = "the first one"
-        self._stall_told = False
+        self._told = False
+        """Somebody was told of whom this step waits for."""
+        self._late_told = 0.0
         self._spans: list[dict[str, Any]] = []
         self._reported = 0.0
 
@@ -158,20 +163,23 @@ class CohortEngine(abc.ABC):
     ) -> bool:
         """Wait for ``ready()``; True when it is, False after control messages were handled.
 
-        Each ``stall_s`` it says whom it waits for, unless ``quiet`` (nothing is due).
+        Each ``stall_s`` it says whom it waits for, and once before that who is late, unless ``quiet`` (nothing is
+        due).
         Raises Interrupted, Stop, NewerEpoch, PeerLost.
         """
-        started = time.monotonic()
+        started = now = time.monotonic()
+        late = max(started + LATE_S, self._late_told + _LATE_EVERY_S)
+        stalled = now + (_FOREVER_S if quiet else self._stall_s)
         while True:
-            deadline = time.monotonic() + (_FOREVER_S if quiet else self._stall_s)
+            deadline = stalled if quiet or now >= late else min(late, stalled)
             if self._announced is not None:
                 deadline = min(deadline, self._finish_until)
             try:
                 if self.exchange.wait(
                     ready, deadline=deadline, waiting_for=waiting_for, wake_fds=self.wake_fds
                 ):
-                    if self._stall_told:
-                        self._stall_told = False
+                    if self._told:
+                        self._told = False
                         self._link.send({"t": "resumed"})
                     return True
                 self.intake()
@@ -179,8 +187,15 @@ class CohortEngine(abc.ABC):
             except WaitTimeout:
                 if self._announced is not None:  # whom the step waits for may have taken it up already
                     raise Interrupted from None
-                if not quiet:
-                    self._stalled(time.monotonic() - started, waiting_for())
+                now = time.monotonic()
+                if quiet:
+                    continue
+                if now < stalled:
+                    self._told, self._late_told = True, now
+                    self._link.send({"t": "late", "members": list(waiting_for())})
+                else:
+                    stalled = now + self._stall_s
+                    self._stalled(now - started, waiting_for())
 
     def await_(self, ready: Callable[[], bool], waiting_for: Callable[[], Iterable[int]]) -> None:
         """Wait for ``ready()``, control messages handled meanwhile."""
@@ -206,7 +221,7 @@ class CohortEngine(abc.ABC):
         names = ", ".join(self.cohort.name(m) if self.cohort else f"member {m}" for m in waited_for)
         detail = f"step {self.step} of epoch {self.inbox.epoch} has waited {seconds:.0f} s for {names}"
         _LOG.warning("%s", detail)
-        self._stall_told = True
+        self._told = True
         self._link.send({"t": "stall", "detail": detail, "members": waited_for})
 
     def intake(self) -> None:

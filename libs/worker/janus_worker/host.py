@@ -205,9 +205,13 @@ class WorkerHost(abc.ABC, Generic[S]):
                 await self._waiting(message.body["detail"])
             elif kind == "epoch":
                 self.rank, self.layout_version = message.body["rank"], message.body["layout_version"]
-                await self._tell(epoch=message.body["epoch"], detail=f"rank {self.rank}", waiting_for=())
+                await self._tell(
+                    epoch=message.body["epoch"], detail=f"rank {self.rank}", waiting_for=(), late=()
+                )
             elif kind == "resumed":
-                await self._tell(detail=f"rank {self.rank}", waiting_for=())
+                await self._tell(detail=f"rank {self.rank}", waiting_for=(), late=())
+            elif kind == "late":
+                await self._tell(late=tuple(message.body["members"]))
             elif kind == "stall":
                 await self._tell(detail=message.body["detail"], waiting_for=tuple(message.body["members"]))
             elif kind == "fault":
@@ -231,7 +235,7 @@ class WorkerHost(abc.ABC, Generic[S]):
     async def _waiting(self, detail: str) -> None:
         if not self._ready.is_set():
             self._startup.waiting(detail)
-        await self._tell(detail=f"waiting for {detail}", waiting_for=())
+        await self._tell(detail=f"waiting for {detail}", waiting_for=(), late=())
 
     async def _tell(self, **changes: Any) -> None:
         if self._keeper is not None and self._keeper.lease.state is not WorkerState.STARTING:

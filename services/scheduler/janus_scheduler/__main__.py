@@ -51,7 +51,10 @@ async def serve(settings: SchedulerSettings) -> None:
         def dead(member: int) -> None:
             publisher.dead(member)
 
-        vigil = Vigil(settings, coordination.bury, dead)
+        def silent(member: int, silent: bool) -> None:
+            publisher.silent(member, silent)
+
+        vigil = Vigil(settings, coordination.bury, dead, silent)
         stack.push_async_callback(vigil.close)
         publisher = Publisher(
             coordination,
@@ -65,6 +68,7 @@ async def serve(settings: SchedulerSettings) -> None:
             lease_ttl_s=settings.lease_ttl_s,
             on_status=tell,
             on_leases=vigil.follow,
+            on_late=vigil.question,
         )  # fmt: skip
         rebalancer = Rebalancer(
             coordination, publisher, settings, every_s=settings.rebalance_s,

@@ -40,9 +40,11 @@ class Publisher:
         lease_ttl_s: float,
         on_status: Callable[[str], Awaitable[None]] | None = None,
         on_leases: Callable[[Sequence[Lease], Collection[int]], None] | None = None,
+        on_late: Callable[[Collection[int], Collection[int]], None] | None = None,
     ) -> None:
         """``on_leases`` hears, at each look while in office, every live lease and the numbers of the cohort's members,
-        who may have no lease just now; none of both when not in office."""
+        who may have no lease just now; none of both when not in office. ``on_late`` hears of members that steps of the
+        cohort have waited for long, and of those who wait."""
         self._coordination = coordination
         self._worker_id = worker_id
         self._rules = rules
@@ -51,7 +53,10 @@ class Publisher:
         self._cuts = Cuts()
         self._on_status = on_status
         self._on_leases = on_leases
+        self._on_late = on_late
         self._dead: set[int] = set()
+        self._silent: set[int] = set()
+        self._wake: Callable[[], None] = lambda: None
         self._token: int | None = None
         self._blind_until = 0.0
         self._refused: tuple[str, ...] = ()
@@ -72,6 +77,7 @@ class Publisher:
         """Look, decide, publish: at each event of a worker's lease, and when one may have expired."""
         events = ("lease attention:", "lease moe:", "cohort", OFFICE_FREE)
         with self._coordination.watch_events(*events) as watcher:
+            self._wake = watcher.wake
             while True:
                 try:
                     pause = await self.round(time.monotonic())
@@ -103,13 +109,15 @@ class Publisher:
         self._dead &= members | {lease.member for lease in look.leases}
         if self._on_leases is not None:
             self._on_leases(look.leases, members)
-        leases = tuple(lease for lease in look.leases if lease.member not in self._dead)
+        self._ask_after(look.leases, members)
+        gone = self._dead | self._silent
+        leases = tuple(lease for lease in look.leases if lease.member not in gone)
         # A cohort whose layout cannot be read is of no use to anyone: form another.
         previous = self.cohort if self.layout is not None else None
-        self._cuts.forget(lease.member for lease in leases)
+        self._cuts.forget(lease.member for lease in look.leases)
         cut = self._cuts.found(cut_pairs(leases, previous) if previous is not None else (), now)
         reachable, reasons = without_cut(leases, cut)
-        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until, dead=self._dead)
+        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until, dead=gone)
         self._log_refused((*decision.refused, *reasons))
         if isinstance(decision, Keep):
             self._settler.remaining(None, now)
@@ -148,6 +156,22 @@ class Publisher:
     def dead(self, member: int) -> None:
         """This incarnation has ended for certain: it is not waited for, lease or none."""
         self._dead.add(member)
+
+    def silent(self, member: int, silent: bool) -> None:
+        """It does not answer, though others wait for it: the cohort goes on without it, if it can. Or it does again."""
+        if silent:
+            log.warning("member %d does not answer, and others wait for it: left out until it does", member)
+            self._silent.add(member)
+        else:
+            self._silent.discard(member)
+        self._wake()
+
+    def _ask_after(self, leases: Sequence[Lease], members: Collection[int]) -> None:
+        epoch = self.cohort.epoch if self.cohort else 0
+        waiting = [lease for lease in leases if lease.late and lease.epoch == epoch]
+        late = {member for lease in waiting for member in lease.late if member in members}
+        if late and self._on_late is not None:
+            self._on_late(late, {lease.member for lease in waiting})
 
     async def resign(self) -> None:
         """Leave the office at once, for a standby."""

@@ -1,11 +1,12 @@
-"""A held stream to each worker: who dies closes its connections within milliseconds; a lease takes seconds."""
+"""A held stream to each worker: who dies closes its connections within milliseconds; a lease takes seconds. And
+questions to those for whom others wait: who is frozen closes nothing, but does not answer either."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,6 +20,10 @@ log = logging.getLogger("janus.scheduler")
 
 _PAUSE_S = 1.0
 _PROBE_S = 1.0
+_ANSWER_S = 1.0
+"""A process that runs answers a question within this, on a busy machine too."""
+_AGAIN_S = 0.25
+_WITNESSES = 2
 
 
 class Vigil:
@@ -26,7 +31,9 @@ class Vigil:
 
     A stream that breaks says little: networks break too. The worker is dead only when its port, which answered
     before, now refuses; then its lease is deleted, and the cohort that forms without it need not wait for it to
-    expire. All else (a cut, a frozen host) is left to the lease. Costs a keepalive ping per worker in 20 s.
+    expire. A worker that others wait for (:meth:`question`) is asked, and so are those who wait: it is silent when
+    it does not answer and one of them does, until it answers. All else is left to the lease. Costs a keepalive ping
+    per worker in 20 s.
     """
 
     def __init__(
@@ -34,13 +41,17 @@ class Vigil:
         settings: ServiceSettings,
         bury: Callable[[Lease], Awaitable[None]],
         on_dead: Callable[[int], None] = lambda member: None,
+        on_silent: Callable[[int, bool], None] = lambda member, silent: None,
     ) -> None:
         """``bury``: delete the lease of this incarnation (:meth:`Coordination.bury`). ``on_dead`` hears of its end
-        first, also while Redis is away."""
+        first, also while Redis is away; ``on_silent`` of a member that is silent, and that it is so no more."""
         self._settings = settings
         self._bury = bury
         self._on_dead = on_dead
+        self._on_silent = on_silent
         self._held: dict[int, asyncio.Task[None]] = {}
+        self._addresses: dict[int, str] = {}
+        self._asked: dict[int, asyncio.Task[None]] = {}
 
     def follow(self, leases: Iterable[Lease], members: Collection[int] = ()) -> None:
         """Hold a stream to exactly these; those of other roles are left out. Who is followed and among the ``members``
@@ -48,13 +59,17 @@ class Vigil:
         wanted = {w.member: w for w in leases if w.role in (Role.ATTENTION, Role.MOE) and w.grpc_address}
         for member in [m for m in self._held if m not in wanted and m not in members]:
             self._held.pop(member).cancel()
+            del self._addresses[member]
         for member, lease in wanted.items():
             if member not in self._held:
+                self._addresses[member] = lease.grpc_address
                 self._held[member] = asyncio.create_task(self._hold(lease), name=f"vigil {lease.worker_id}")
 
     async def close(self) -> None:
         """Let go of all."""
-        tasks = list(self._held.values())
+        tasks = [*self._held.values(), *self._asked.values()]
+        for task in self._asked.values():
+            task.cancel()
         self.follow(())
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -74,6 +89,44 @@ class Vigil:
                 await self._lost(lease, cause, began)
                 return
             await asyncio.sleep(_PAUSE_S)
+
+    def question(self, members: Iterable[int], witnesses: Iterable[int]) -> None:
+        """The ``witnesses`` wait for these members of a step: find out who of them does not answer."""
+        others = list(witnesses)
+        for member in members:
+            if member in self._addresses and member not in self._asked:
+                who = [w for w in others if w != member][:_WITNESSES]
+                self._asked[member] = asyncio.create_task(self._ask(member, who))
+
+    async def _ask(self, member: int, witnesses: Sequence[int]) -> None:
+        silent = False
+        try:
+            while member in self._addresses:
+                answers, *others = await asyncio.gather(*map(self._answers, (member, *witnesses)))
+                if answers:
+                    return
+                # Where nobody answers it is this process or the machine that is slow.
+                if not silent and any(others):
+                    silent = True
+                    self._on_silent(member, True)
+                await asyncio.sleep(_AGAIN_S)
+        finally:
+            del self._asked[member]
+            if silent:
+                self._on_silent(member, False)
+
+    async def _answers(self, member: int) -> bool:
+        address = self._addresses.get(member, "")
+        if not address:
+            return False
+        try:
+            async with connect(address, self._settings) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                await stub.Check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_S)
+        except grpc.aio.AioRpcError as error:
+            # Any answer of its own is one.
+            return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+        return True
 
     async def _lost(self, lease: Lease, cause: str, began: int) -> None:
         log.warning(
