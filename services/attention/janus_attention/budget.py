@@ -29,6 +29,8 @@ class PrefillBudget:
         self.max_stall = max_stall
         self._alone: deque[float] = deque(maxlen=_WINDOW)
         self._mixed: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._loaded: deque[tuple[int, float]] = deque(maxlen=_WINDOW // 4)
+        """Of steps with prompts, whether streams decoded in them or not."""
         self._since_alone = 0
         self._last = _FIRST
 
@@ -53,9 +55,13 @@ class PrefillBudget:
             return self.most
         if self.fixed:
             return min(self.fixed, self.most)
-        if not self._alone or not self._mixed:
-            return min(_FIRST_MOVED, self.most)
-        return max(1, min(self.most, int(self._within(_MOVED_S))))
+        if self._alone and self._mixed:
+            wanted = self._within(_MOVED_S)
+        elif self._loaded:  # a worker that is new, or whose steps all carry prompts: a token costs no more than this
+            wanted = _MOVED_S * sum(n for n, _ in self._loaded) / sum(seconds for _, seconds in self._loaded)
+        else:
+            wanted = _FIRST_MOVED
+        return max(1, min(self.most, int(wanted)))
 
     def _within(self, seconds: float) -> float:
         """Prompt tokens that make a step so much longer."""
@@ -66,6 +72,8 @@ class PrefillBudget:
 
     def observe(self, *, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """A step is over."""
+        if prompt_tokens:
+            self._loaded.append((prompt_tokens, seconds))
         if not decoding:
             return
         if prompt_tokens:

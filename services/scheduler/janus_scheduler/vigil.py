@@ -59,7 +59,7 @@ class Vigil:
         wanted = {w.member: w for w in leases if w.role in (Role.ATTENTION, Role.MOE) and w.grpc_address}
         for member in [m for m in self._held if m not in wanted and m not in members]:
             self._held.pop(member).cancel()
-            del self._addresses[member]
+            self._addresses.pop(member, None)
         for member, lease in wanted.items():
             if member not in self._held:
                 self._addresses[member] = lease.grpc_address
@@ -139,6 +139,7 @@ class Vigil:
             "janus.cause": cause,
         }
         tracer().start_span("worker.lost", attributes=attributes, start_time=began).end()
+        self._addresses.pop(lease.member, None)  # who is dead is not asked
         self._on_dead(lease.member)
         try:
             await self._bury(lease)
