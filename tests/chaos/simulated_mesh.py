@@ -25,7 +25,7 @@ from janus_scheduler.publisher import Publisher
 from janus_transport.framing import Header, Kind
 from janus_worker.lockstep import CohortInbox, EngineCohort, NewerEpoch, cohort_message
 
-TTL_S, SETTLE_S, SLOTS, EXPERTS = 5.0, 0.3, 4, 8
+TTL_S, SETTLE_S, FINISH_S, SLOTS, EXPERTS = 5.0, 0.3, 2.0, 4, 8
 Frame = SimpleNamespace
 
 
@@ -158,6 +158,8 @@ class Worker:
         self.streams: dict[int, int] = {}
         """Attention: index of the next token of each stream."""
         self.sent: list[tuple[int, int]] | None = None
+        self.next: tuple[CohortRecord, LayoutRecord] | None = None
+        """A cohort that waits for the end of the step under way."""
         self.renew()
         self.watch()
 
@@ -186,10 +188,25 @@ class Worker:
             return
         redis = self.mesh.redis
         if not redis.down and redis.record is not None and redis.record.epoch > self.adopted:
-            self.adopt(redis.record, redis.layouts[redis.record.layout_version])
+            self.announce(redis.record, redis.layouts[redis.record.layout_version])
         self.mesh.world.later(self.mesh.world.rng.choice((0.01, 0.05, 1.0)), self.watch)
 
     # -- engine ------------------------------------------------------------------------------------
+
+    def announce(self, record: CohortRecord, layout: LayoutRecord) -> None:
+        """At once, or after the step where everybody whom it needs lives (CohortEngine.intake)."""
+        under_way = self.cohort is not None and self.sent is not None
+        if not under_way or record.follows != self.adopted:
+            self.adopt(record, layout)
+        elif self.next is None or self.next[0].epoch < record.epoch:
+            self.next = (record, layout)
+            self.mesh.world.later(FINISH_S, self.take_up)
+
+    def take_up(self) -> None:
+        if self.alive and self.next is not None:
+            (record, layout), self.next = self.next, None
+            if record.epoch > self.adopted:
+                self.adopt(record, layout)
 
     def adopt(self, record: CohortRecord, layout: LayoutRecord) -> None:
         assert record.epoch > self.adopted, "epochs only grow"
@@ -198,6 +215,11 @@ class Worker:
         self.cohort = cohort if cohort.rank(self.member) is not None else None
         if self.cohort is not None:
             self.inbox.adopt(cohort, cohort.moe if self.role is Role.ATTENTION else cohort.attention)
+            if (
+                self.role is Role.MOE
+            ):  # whoever has begun another step of the epoch before learns that it is over
+                for peer in cohort.attention:
+                    self.send(peer.member, Kind.WAKE, 0, 0)
         self.go()
 
     def go(self) -> None:
@@ -206,7 +228,8 @@ class Worker:
             if self.alive and self.cohort is not None:
                 self.attention() if self.role is Role.ATTENTION else self.moe()
         except NewerEpoch:
-            self.cohort = None  # the record that announces it is on its way
+            self.cohort = None  # the record that announces it is on its way, or is here
+            self.take_up()
 
     def attention(self) -> None:
         assert self.cohort is not None
@@ -214,7 +237,10 @@ class Worker:
             self.sent = sorted(self.streams.items())
             for peer in self.cohort.moe:
                 self.send(peer.member, Kind.HIDDEN, len(self.sent), 0)
-        frames = [self.inbox.skip(p.member, lambda f: f.header.step < self.step) for p in self.cohort.moe]
+        frames = [
+            self.inbox.skip(p.member, lambda f: f.header.kind is Kind.WAKE or f.header.step < self.step)
+            for p in self.cohort.moe
+        ]
         if any(frame is None for frame in frames):
             return
         digests = {f.header.digest for f in frames if f is not None}
@@ -228,6 +254,7 @@ class Worker:
                 self.streams[stream] = index + 1
                 self.mesh.token(self, stream, index)
         self.step, self.sent = self.step + 1, None
+        self.take_up()
         self.mesh.world.later(0.01, self.go)
 
     def moe(self) -> None:

@@ -13,7 +13,7 @@ SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("janus").setLevel(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, logger="janus")
 
 
 def test_no_token_is_lost_or_made_twice_and_every_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:

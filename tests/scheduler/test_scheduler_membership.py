@@ -257,3 +257,15 @@ def test_patience_is_not_for_the_dead() -> None:
     assert isinstance(waiting, Wait) and "moe-2" in waiting.reason
     decision = decide([A0, M0, M1], before, RULES, patient=True, dead={M2.member})
     assert isinstance(decision, Form) and decision.lost == ("moe-2",)
+
+
+def test_a_drained_attention_worker_leaves_while_it_lives_and_another_stays() -> None:
+    before = formed(decide([A0, A1, M0, M1], None, RULES))
+    drains = dataclasses.replace(A1, state=WorkerState.DRAINING)
+    assert isinstance(decide([A0, drains, M0, M1], before, RULES), Keep)  # it holds streams
+    drained = dataclasses.replace(drains, drained=True)
+    decision = decide([A0, drained, M0, M1], before, RULES)
+    assert isinstance(decision, Form) and names(decision.attention) == ["attention-0"]
+    assert decision.lost == () and "attention-1 drained" in decision.reason
+    other = dataclasses.replace(A0, state=WorkerState.DRAINING)
+    assert isinstance(decide([other, drained, M0, M1], before, RULES), Keep)  # nobody would stay

@@ -358,3 +358,26 @@ async def test_a_silent_member_is_left_out_until_it_answers(coordination: Coordi
     p.silent(member["moe-0"], False)
     p.silent(member["moe-1"], False)
     assert await ranks(4.0) == ["moe-0", "moe-2", "moe-1"]
+
+
+async def test_an_epoch_follows_the_one_before_unless_somebody_was_lost(
+    coordination: Coordination, ready: Ready
+) -> None:
+    p = publisher(coordination, settle_s=0.0)
+    keepers = {n: await coordination.register(ready(n)) for n in ("attention-0", "moe-0", "moe-1")}
+
+    async def follows(now: float) -> int:
+        for later in (0.0, 0.1):
+            await p.round(now + later)
+        record = await coordination.cohort()
+        assert record is not None
+        return record.follows
+
+    assert await follows(0.0) == 0
+    keepers["moe-2"] = await coordination.register(ready("moe-2"))
+    assert await follows(1.0) == 1
+    await keepers["moe-0"].update(state=WorkerState.DRAINING)
+    assert await follows(2.0) == 2
+    await coordination.register(ready("moe-3"))
+    await keepers["moe-2"].close()
+    assert await follows(3.0) == 0

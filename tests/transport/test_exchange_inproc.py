@@ -96,3 +96,25 @@ def test_misuse_is_an_error() -> None:
         a.send([2], header, a.allocate())
     with pytest.raises(ValueError, match="allowed: ucx, inproc"):
         create_transport("carrier-pigeon", member=1)
+
+
+def test_links_made_ahead_are_parked_until_their_peers_join() -> None:
+    old, new = make(1), make(2)
+    new.prepare({1: address(old)})
+    new.prepare({1: address(old)})  # once is enough
+    assert not new._links and list(new._parked) == [1]
+    with pytest.raises(PeerLost, match="not a peer"):
+        send(new, 2, [1], 0)
+    old.set_peers({2: address(new)})
+    link = new._parked[1]
+    new.set_peers({1: address(old)})
+    assert new._links[1] is link
+    send(new, 2, [1], 3)
+    note = old.peek(2)
+    assert note is not None and (note.header.kind, note.header.epoch) == (Kind.PROBE, 0)
+    old.pop(2)
+    frame = old.peek(2)
+    assert frame is not None and frame.header.step == 3
+    send(old, 1, [2], 4)
+    frame = new.peek(1)
+    assert frame is not None and frame.header.step == 4 and new.rejected == 0

@@ -16,7 +16,7 @@ _CALL_S = 5.0
 
 
 def left_cohort(lease: Lease | None, members: Iterable[int]) -> bool:
-    """Whether a draining MoE worker steps no more: its lease is gone or the cohort in force is without it."""
+    """Whether a draining worker steps no more: its lease is gone or the cohort in force is without it."""
     return lease is None or (lease.state is WorkerState.DRAINING and lease.member not in set(members))
 
 
@@ -25,8 +25,8 @@ async def still_held(
 ) -> str:
     """Ask the worker to drain; what it still waits for, empty when it may be stopped.
 
-    An attention worker hands its streams over; a MoE worker leaves with the next epoch. Ask again, with the lease and
-    the cohort as they then are, until the answer is empty.
+    An attention worker hands its streams over, then it leaves with the next epoch as a MoE worker does, unless it is
+    the only one. Ask again, with the lease and the cohort as they then are, until the answer is empty.
     """
     if lease.state is WorkerState.STARTING:
         return ""
@@ -36,7 +36,11 @@ async def still_held(
                 answer = await attention_pb2_grpc.AttentionServiceStub(channel).Drain(
                     attention_pb2.AttentionServiceDrainRequest(hand_over=True), timeout=_CALL_S
                 )
-                return f"{answer.sequences_left} streams to hand over" if answer.sequences_left else ""
+                if answer.sequences_left:
+                    return f"{answer.sequences_left} streams to hand over"
+                stepping = [m.member for m in cohort.attention] if cohort else []
+                gone = len(stepping) < 2 or left_cohort(lease, stepping)
+                return "" if gone else "it steps until the next epoch"
             await moe_pb2_grpc.ExpertServiceStub(channel).Drain(
                 moe_pb2.ExpertServiceDrainRequest(), timeout=_CALL_S
             )

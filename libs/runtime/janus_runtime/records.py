@@ -150,6 +150,8 @@ class Lease(_Json):
     """Version of Janus."""
     engine_pid: int = 0
     """Attention and MoE workers: process id of the engine; 0 until it is ready."""
+    drained: bool = False
+    """A draining attention worker holds no stream any more: it may leave the cohort."""
     late: tuple[int, ...] = ()
     """Members that its step has waited for longer than a step may take, as a rule: are they alive?"""
     waiting_for: tuple[int, ...] = ()
@@ -162,6 +164,7 @@ Lease._TYPES = {  # type: ignore[attr-defined]
     "slots": _whole, "beside": _whole, "moe_layers": _whole, "num_experts": _whole, "state": WorkerState,
     "detail": _text,
     "epoch": _whole, "running": _whole, "waiting": _whole, "version": _text, "engine_pid": _whole,
+    "drained": bool,
     "late": lambda value: tuple(_whole(v) for v in value),
     "waiting_for": lambda value: tuple(_whole(v) for v in value),
 }  # fmt: skip
@@ -204,11 +207,13 @@ class CohortRecord(_Json):
     exchange: str = "auto"
     """How layers are exchanged between nodes: auto, 1pc, 2pc-1, 2pc-2 (docs/exchange.md)."""
     model: str = ""
+    follows: int = 0
+    """Epoch whose members are all alive: who steps in it finishes the step under way first. 0: there is none."""
 
 
 CohortRecord._TYPES = {  # type: ignore[attr-defined]
     "epoch": _whole, "attention": _members, "moe": _members, "layout_version": _whole, "gating": _text,
-    "scheduling": _text, "exchange": _text, "model": _text,
+    "scheduling": _text, "exchange": _text, "model": _text, "follows": _whole,
 }  # fmt: skip
 
 

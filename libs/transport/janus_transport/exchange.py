@@ -116,6 +116,18 @@ class Exchange:
             elif member not in self._links:
                 self._connect(member, address)
 
+    def prepare(self, peers: Mapping[int, bytes]) -> None:
+        """Link to members who may become peers, and keep the links parked. Each is sent a note that means nothing, for
+        what a transport settles with its peer at the first message. Raises PeerLost, WaitTimeout."""
+        note = SendBuffer(0)
+        header = Header(kind=Kind.PROBE, epoch=0, step=0, source=self.member, payload_bytes=0)
+        for member, address in list(peers.items())[:_PARKED]:
+            if member in self._links or member in self._parked:
+                continue
+            self._connect(member, address)
+            self.send([member], header, note)
+            self._parked[member] = self._links.pop(member)
+
     def _connect(self, member: int, address: bytes) -> None:
         self._transport.connect(member, address)
         self._addresses[member] = address

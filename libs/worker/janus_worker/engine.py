@@ -2,7 +2,7 @@
 
 An engine is one thread with a transport and a link to its control process; no gRPC, no Redis. A step that a
 new cohort, a lost peer or a newer epoch interrupts is abandoned and, on attention workers, repeated whole; for a
-cohort that differs in its layout alone the step is finished first.
+cohort that follows this one with nobody lost the step is finished first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from janus_worker.lockstep import (
     EngineCohort,
     Interrupted,
     NewerEpoch,
+    Peer,
     ProtocolError,
     members_of,
 )
@@ -33,7 +34,7 @@ LATE_S = 0.7
 """Whom a step has waited for so long is asked after; a long step costs a question, nothing else."""
 _LATE_EVERY_S = 2.0
 _FINISH_S = 2.0
-"""A step is finished before a new layout of the same cohort is taken up, unless it takes longer."""
+"""A step is finished before a cohort is taken up that follows this one with nobody lost, unless it takes longer."""
 
 
 class Stop(Exception):
@@ -58,7 +59,7 @@ class CohortEngine(abc.ABC):
         self._link = link
         self._stall_s = stall_s
         self.amid = False
-        """Between a step's first exchange and its last: a new layout of the same cohort waits for its end."""
+        """Between a step's first exchange and its last: a cohort that follows with nobody lost waits for its end."""
         self.only_layout = False
         """Whether the cohort that is taken up differs from the one before in its layout alone."""
         self._announced: Message | None = None
@@ -79,6 +80,13 @@ class CohortEngine(abc.ABC):
     @abc.abstractmethod
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         """Take up a cohort; the rank in it, or None when this worker is not a member."""
+
+    def prepare(self, peers: Sequence[Peer]) -> None:
+        """Link to these, of a cohort that this worker is not in yet: when it joins they are made, on both sides."""
+        try:
+            self.exchange.prepare({peer.member: peer.address for peer in peers})
+        except (PeerLost, WaitTimeout) as error:
+            _LOG.info("links are made when they are needed: %s", error)
 
     @abc.abstractmethod
     def run_step(self) -> None:
@@ -233,7 +241,9 @@ class CohortEngine(abc.ABC):
             if kind == "cohort":
                 self._announced = message
                 self.only_layout = self.cohort is not None and self.cohort.members == members_of(message.body)
-                self._finish_until = time.monotonic() + _FINISH_S if self.only_layout else 0.0
+                follows = self.cohort is not None and self.cohort.epoch == message.body.get("follows")
+                orderly = self.only_layout or follows
+                self._finish_until = time.monotonic() + _FINISH_S if orderly else 0.0
             else:
                 self.handle(message)
         if self._announced is not None and not (self.amid and time.monotonic() < self._finish_until):

@@ -13,7 +13,8 @@ so that one is with the MoE workers while the other is not.
 Every frame carries its cohort epoch. An older one is dropped and counted; a newer one is kept and stops the
 step (:class:`NewerEpoch`), since the record that announces it is on its way.
 
-A cohort that differs in its layout alone is taken up after the step. An MoE worker that does so sends WAKE to every
+A cohort all of whose predecessor's members live (``follows``: another layout, workers that join or have drained) is
+taken up after the step. An MoE worker that does so sends WAKE to every
 attention worker: one that has begun another step of the old epoch by then learns that nobody will answer it.
 """
 
@@ -147,6 +148,7 @@ def cohort_message(record: Any, layout: Any) -> dict[str, Any]:
         "scheduling": record.scheduling,
         "layout_version": record.layout_version,
         "exchange": record.exchange,
+        "follows": record.follows,
         "num_experts": layout.num_experts,
         "slots": layout.slots,
         "placement": layout.placement,
@@ -202,7 +204,10 @@ class CohortInbox:
                 continue
             if frame.header.epoch > self.epoch:
                 raise NewerEpoch(f"{self._names(peer)} runs epoch {frame.header.epoch}, we run {self.epoch}")
-            self.drop(peer)
+            if frame.header.kind is Kind.PROBE:  # of one that was about to join (Exchange.prepare)
+                self.exchange.pop(peer)
+            else:
+                self.drop(peer)
         return None
 
     def _echo(self, peer: int, probe: Header) -> None:

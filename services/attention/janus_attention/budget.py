@@ -57,7 +57,9 @@ class PrefillBudget:
             return min(self.fixed, self.most)
         if self._alone and self._mixed:
             wanted = self._within(_MOVED_S)
-        elif self._loaded:  # a worker that is new, or whose steps all carry prompts: a token costs no more than this
+        elif (
+            self._loaded
+        ):  # a worker that is new, or whose steps all carry prompts: a token costs no more than this
             wanted = _MOVED_S * sum(n for n, _ in self._loaded) / sum(seconds for _, seconds in self._loaded)
         else:
             wanted = _FIRST_MOVED

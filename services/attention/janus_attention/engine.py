@@ -212,7 +212,9 @@ class AttentionEngine(CohortEngine):
 
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         rank = next((r for r, peer in enumerate(cohort.attention) if peer.member == self.member), None)
-        if rank is not None:
+        if rank is None:
+            self.prepare(cohort.moe)
+        else:
             self._switched = self.only_layout
             self._last = self._last if self.only_layout else None
             self.inbox.adopt(cohort, (*cohort.moe, *cohort.mates(self.member)))

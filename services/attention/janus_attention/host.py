@@ -82,6 +82,12 @@ class AttentionHost(WorkerHost[AttentionSettings]):
         await self.drain()
         self.streams.hand_over()
         await self.streams.wait_empty()
+        await self.emptied()
+        await self._left_cohort()
+
+    async def emptied(self) -> None:
+        """Draining, and without a stream: say that it may leave the cohort."""
+        await self._tell(drained=True)
 
     async def on_message(self, message: Message) -> None:
         if message.body.get("t") == "tokens":

@@ -81,6 +81,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
                 await self._host.streams.wait_empty()
         except TimeoutError:
             pass  # the response says how many are left
+        if not len(self._host.streams):
+            await self._host.emptied()
         return attention_pb2.AttentionServiceDrainResponse(sequences_left=len(self._host.streams))
 
     async def GetStats(

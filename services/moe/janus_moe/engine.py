@@ -191,6 +191,7 @@ class MoeEngine(CohortEngine):
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         rank = next((r for r, peer in enumerate(cohort.moe) if peer.member == self.member), None)
         if rank is None:
+            self.prepare(cohort.attention)
             return None
         layers = [
             ReplicaLayout.from_placement(placement, num_experts=body["num_experts"], slots=body["slots"])

@@ -53,7 +53,8 @@ class Form:
     reason: str
     refused: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
-    """Members of the cohort in force that are gone: its steps stand still until the next one."""
+    """Members of the cohort in force that are gone: its steps stand still until the next one. Without any, those that
+    are under way can be finished first."""
 
 
 Decision = Keep | Wait | Form
@@ -89,6 +90,8 @@ def decide(
     )
     moe = _ranked([w for w in fitting if w.role is Role.MOE], previous.moe if previous else ())
     moe, leaving = _without_draining(moe)
+    attention, drained = _without_drained(attention)
+    leaving += drained
     # Who has an epoch has served: the mesh is not starting, its record is lost.
     first = previous is None and not any(lease.epoch for lease in leases)
     missing_text = _missing(attention, moe, leases, first=first, rules=rules)
@@ -201,6 +204,16 @@ def _without_draining(moe: tuple[Lease, ...]) -> tuple[tuple[Lease, ...], tuple[
     if staying and _capacity(staying) >= staying[0].num_experts:
         return staying, tuple(w.worker_id for w in moe if w.state is WorkerState.DRAINING)
     return moe, ()
+
+
+def _without_drained(
+    attention: tuple[Lease, ...],
+) -> tuple[tuple[Lease, ...], tuple[str, ...]]:
+    """An attention worker that drains leaves when it holds nothing and another stays."""
+    staying = tuple(w for w in attention if not (w.state is WorkerState.DRAINING and w.drained))
+    if any(w.state is not WorkerState.DRAINING for w in staying):
+        return staying, tuple(w.worker_id for w in attention if w not in staying)
+    return attention, ()
 
 
 def _capacity(moe: Sequence[Lease]) -> int:

@@ -145,7 +145,7 @@ class Publisher:
             if self._token is None or cohort is None or layout is None or cohort.epoch != epoch:
                 return None
             new = await self._coordination.next_epoch(epoch)
-            record = dataclasses.replace(cohort, epoch=new, layout_version=new)
+            record = dataclasses.replace(cohort, epoch=new, layout_version=new, follows=epoch)
             moved = dataclasses.replace(layout, version=new, placement=placement)
             await self._coordination.publish_cohort(record, moved, self._token)
             self.cohort, self.layout = record, moved
@@ -241,6 +241,7 @@ class Publisher:
             scheduling=self._rules.scheduling,
             exchange=self._rules.exchange,
             model=decision.attention[0].model,
+            follows=self.cohort.epoch if self.cohort and not decision.lost else 0,
         )
         await self._coordination.publish_cohort(record, layout, self._token)
         self.cohort, self.layout = record, layout
