@@ -83,6 +83,10 @@ test-slow: install ## run the tests that take minutes
 chaos: install ## kill, freeze, restart and scale a mesh under load (CHAOS_SECONDS=60 CHAOS_SEED=1); no token may change
 	@$(BIN)/python -m pytest -s tests/chaos/test_chaos.py $(PYTEST)
 
+.PHONY: chaos-nodes
+chaos-nodes: install ## the same on three nodes, whose leaders are killed, under each exchange of two phases
+	@$(BIN)/python -m pytest -s tests/chaos/test_nodes.py $(PYTEST)
+
 .PHONY: test-netns
 test-netns: install ## workers on hosts of their own (network namespaces), and the network failing between them; root only
 	@$(BIN)/python -m pytest -s tests/netns $(PYTEST)

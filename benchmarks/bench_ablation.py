@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from janus_attention.engine import EngineOptions
 from janus_models.tiny import make_tiny
 from janus_scaling import MODELS, PROFILES, Target, synthetic_layers
@@ -161,10 +162,24 @@ part in particular and hide the exchange.
 ## Measured
 {shape[0]} attention and {shape[1]} MoE engine processes over UCX, {where}; a random qwen3_moe of 8 layers, hidden
 512, 32 experts top-4, 12 slots a worker. Decode, medians of {rounds} interleaved rounds, beside 2pc-1 + EGate + aebs;
-load average at the start {load:.1f} on {cores} cores. A step's first layer is exchanged in one phase in all of them.
+load average at the start {load:.1f} on {cores} cores. Where other work runs beside it, wall-clock rates tell of the
+run queue; CPU time per token, of all engines together, much less. Each hop wakes a process on the
+same cores, so the measured part
+shows what schemes and gatings cost a host, not what they save a network. A step's first layer is exchanged in one phase
+in all of them.
 
 {measurement}
 """
+
+
+def cpu_seconds() -> float:
+    """Of all processes below this one."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 class Mesh:
@@ -177,8 +192,9 @@ class Mesh:
         self.mesh.exchange, self.mesh.gating, self.mesh.scheduling = exchange, gating, policy
         self.mesh.form()
 
-    def decode(self, batch: int, tokens: int) -> float:
-        """Tokens per second of ``batch`` streams, from the first token of the last stream on."""
+    def decode(self, batch: int, tokens: int) -> tuple[float, float]:
+        """Tokens per second of ``batch`` streams, from the first token of the last stream on, and CPU seconds of all
+        engines per token: other work on the machine tells in the first alone."""
         mesh, m = self.mesh, len(self.mesh.attention)
         numbers = [
             mesh.submit([5 + i, 9, 14 + i % 7], worker=i % m, max_tokens=tokens + 4) for i in range(batch)
@@ -188,9 +204,10 @@ class Mesh:
             return sum(len(mesh.peek(number).tokens) for number in numbers)
 
         mesh.pump(lambda: all(mesh.peek(number).tokens for number in numbers), "first tokens")
-        began, before = time.perf_counter(), made()
+        began, before, spent = time.perf_counter(), made(), cpu_seconds()
         mesh.pump(lambda: all(mesh.peek(number).finish for number in numbers), "the streams' ends")
-        return (made() - before) / (time.perf_counter() - began)
+        count = made() - before
+        return count / (time.perf_counter() - began), (cpu_seconds() - spent) / count
 
 
 def measured(
@@ -199,6 +216,7 @@ def measured(
     """Rows: configuration, then tokens/s of each batch beside the whole system's, medians of interleaved rounds."""
     m, n = shape
     samples: dict[tuple[Any, int], list[float]] = {}
+    cpu: dict[tuple[Any, int], list[float]] = {}
     with contextlib.ExitStack() as stack:
         model = make_tiny(
             Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model", family="qwen3_moe", seed=3,
@@ -215,20 +233,23 @@ def measured(
             for configuration in configurations:
                 made.take(*configuration)
                 for batch in batches:
-                    value = made.decode(batch, tokens)
+                    value, seconds = made.decode(batch, tokens)
                     if round_:  # the first one warms up
                         samples.setdefault((configuration, batch), []).append(value)
+                        cpu.setdefault((configuration, batch), []).append(seconds)
     best = {batch: statistics.median(samples[("2pc-1", "moe", "aebs"), batch]) for batch in batches}
     values: Values = {
         (*configuration, f"B={batch}"): statistics.median(found)
         for (configuration, batch), found in samples.items()
     }
     table = [["exchange", "gating", "scheduling", *(f"B={batch}, tokens/s" for batch in batches)]]
+    table[0] += [f"B={batch}, CPU ms/token" for batch in batches]
     for configuration in configurations:
         cells = []
         for batch in batches:
             value = statistics.median(samples[configuration, batch])
             cells.append(f"{value:.0f} ({value / best[batch]:.0%})")
+        cells += [f"{1000 * statistics.median(cpu[configuration, batch]):.1f}" for batch in batches]
         table.append([configuration[0], GATES[configuration[1]], configuration[2], *cells])
     return table, values
 

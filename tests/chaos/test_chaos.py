@@ -111,7 +111,7 @@ class Chaos:
         """Beside the faults; one change at a time."""
         if self.scaling is not None and self.scaling.is_alive():
             return
-        attention, experts = self.rng.randint(1, 3), self.rng.randint(2, 4)
+        attention, experts = self.sizes()
         at = time.monotonic()
         self.log.append((at, f"scale {attention} x {experts}"))
         self.faults.append(Fault(at=at, kind="scale", role=""))
@@ -124,6 +124,10 @@ class Chaos:
 
         self.scaling = threading.Thread(target=change)
         self.scaling.start()
+
+    def sizes(self) -> tuple[int, int]:
+        """Attention and MoE workers to scale to."""
+        return self.rng.randint(1, 3), self.rng.randint(2, 4)
 
     def _signal(self, what: str, act: Callable[[psutil.Process], object]) -> None:
         role = self.rng.choice(self.roles)
