@@ -5,26 +5,29 @@
 // Chunks, spans and merging are attention.inl's, and so is what follows: a query's bits do not depend on company.
 
 // Scores of C (query, head) pairs with `count` positions of one page, sixteen at a time. query: [head_dim][C].
-// Meanwhile `next`, what is read later, is fetched.
 template <class W, int C>
 JANUS_NOINLINE void score_columns(const float *query, const typename W::T *keys, int64_t size, int64_t width, int64_t count,
-                                  const char *next, float *const (&scores)[C]) {
-    using T = typename W::T;
+                                  Feed *feed, float *const (&scores)[C]) {
+    constexpr int U = kLine / (kLanes * sizeof(typename W::T));
     for (int64_t j = 0; j < count; j += kLanes) {
         Eight acc[C][2];
         unroll<C>([&](auto c) { acc[c][0] = acc[c][1] = eight_zero(); });
-        const T *column = keys + j;
-        for (int64_t d = 0; d < width; ++d, column += size) {
+        const typename W::T *column = keys + j;
+        const float *q = query;
+        const char *at[kStreams] = {};
+        const int64_t granted = feed ? feed->grant(width / (kStreams * U), at) : 0;
+        int64_t lines = granted;
+        fetching<U>(width, lines, at, [&]() JANUS_LAMBDA {
             Eight low, high;
             W::load_pair(column, low, high);
-            prefetch_near(next);
-            next += kLanes * sizeof(T);
             unroll<C>([&](auto c) {
-                const Eight q = eight_all(query[d * C + c]);
-                acc[c][0] = fma(q, low, acc[c][0]);
-                acc[c][1] = fma(q, high, acc[c][1]);
+                const Eight all = eight_all(q[c]);
+                acc[c][0] = fma(all, low, acc[c][0]);
+                acc[c][1] = fma(all, high, acc[c][1]);
             });
-        }
+            column += size, q += C;
+        });
+        if (feed) feed->spent(granted - lines);
         unroll<C>([&](auto c) {
             W::order(acc[c][0], acc[c][1]);
             store(scores[c] + j, acc[c][0]);
@@ -33,34 +36,36 @@ JANUS_NOINLINE void score_columns(const float *query, const typename W::T *keys,
     }
 }
 
-// sums[c][..] += weight[c][j] * row j for j of [0, count), in order; whole sixteens of a row in the order of
-// load_pair. Fetches `next` meanwhile.
+// sums[c][..] += weight[c][j] * row j for j of [0, count), in order, a row from element `shift` of rows[j] on; whole
+// sixteens of a row in the order of load_pair.
 template <class W, int C>
-JANUS_NOINLINE void weigh_rows(const float *const (&weight)[C], const typename W::T *rows, int64_t stride, int64_t count,
-                               int64_t width, const char *next, float *const (&sums)[C]) {
-    using T = typename W::T;
+JANUS_NOINLINE void weigh_rows(const float *const (&weight)[C], const typename W::T *const *rows, int64_t shift,
+                               int64_t count, int64_t width, Feed *feed, float *const (&sums)[C]) {
+    constexpr int U = kLine / (kLanes * sizeof(typename W::T));
     int64_t d = 0;
     for (; d + kLanes <= width; d += kLanes) {
         Eight acc[C][2];
         unroll<C>([&](auto c) { acc[c][0] = load_eight(sums[c] + d), acc[c][1] = load_eight(sums[c] + d + 8); });
-        const T *row = rows + d;
-        for (int64_t j = 0; j < count; ++j, row += stride) {
+        const char *at[kStreams] = {};
+        const int64_t granted = feed ? feed->grant(count / (kStreams * U), at) : 0;
+        int64_t lines = granted, j = 0;
+        fetching<U>(count, lines, at, [&]() JANUS_LAMBDA {
             Eight low, high;
-            W::load_pair(row, low, high);
-            prefetch_near(next);
-            next += kLanes * sizeof(T);
+            W::load_pair(rows[j] + shift + d, low, high);
             unroll<C>([&](auto c) {
                 const Eight w = eight_all(weight[c][j]);
                 acc[c][0] = fma(w, low, acc[c][0]);
                 acc[c][1] = fma(w, high, acc[c][1]);
             });
-        }
+            ++j;
+        });
+        if (feed) feed->spent(granted - lines);
         unroll<C>([&](auto c) { store(sums[c] + d, acc[c][0]), store(sums[c] + d + 8, acc[c][1]); });
     }
     for (; d < width; ++d)
         for (int c = 0; c < C; ++c)
             for (int64_t j = 0; j < count; ++j)
-                sums[c][d] = fma_one(weight[c][j], W::one(rows[j * stride + d]), sums[c][d]);
+                sums[c][d] = fma_one(weight[c][j], W::one(rows[j][shift + d]), sums[c][d]);
 }
 
 // Softmax of a chunk's scores without its division: exp(score - top) in their place, what is not seen zero. Sums
@@ -78,20 +83,27 @@ inline void soften(float *score, Span span, float &top, float &norm) {
     for (int i = 1; i < 8; ++i) top = lanes[i] > top ? lanes[i] : top;
     const Eight lower = eight_all(-top);
     Eight sums[2] = {eight_zero(), eight_zero()};
-    for (int64_t j = 0; j < end; j += kLanes)
-        unroll<2>([&](auto h) {
-            const Eight value = exp_eight(add(load_eight(score + j + 8 * h), lower));
-            store(score + j + 8 * h, value);
-            sums[h] = add(sums[h], value);
+    const auto some = [&](auto count, int64_t j) JANUS_LAMBDA {
+        constexpr int N = decltype(count)::value;
+        Eight values[N];
+        unroll<N>([&](auto i) { values[i] = add(load_eight(score + j + 8 * i), lower); });
+        exp_eights<N>(values);
+        unroll<N>([&](auto i) {
+            store(score + j + 8 * i, values[i]);
+            sums[i & 1] = add(sums[i & 1], values[i]);
         });
+    };
+    int64_t j = 0;
+    for (; j + 2 * kLanes <= end; j += 2 * kLanes) some(Size<4>{}, j);
+    if (j < end) some(Size<2>{}, j);
     store(lanes, sums[0]), store(lanes + 8, sums[1]);
     norm = sum_up(lanes, kLanes);
 }
 
-// weigh_rows() of C pairs over a page's positions `here`, of a chunk, as far as each sees them.
+// weigh_rows() of C pairs over a chunk's positions `here`, whose first is rows[0], as far as each sees them.
 template <class W, int C>
-JANUS_INLINE void weigh_tile(const float *scores, const Span *spans, Span here, const typename W::T *rows, int64_t stride,
-                             int64_t width, const char *next, float *sums) {
+JANUS_INLINE void weigh_tile(const float *scores, const Span *spans, Span here, const typename W::T *const *rows,
+                             int64_t shift, int64_t width, Feed *feed, float *sums) {
     const float *weight[C];
     float *sum[C];
     Span span[C], common = here;
@@ -102,15 +114,14 @@ JANUS_INLINE void weigh_tile(const float *scores, const Span *spans, Span here, 
     const auto alone = [&](int c, int64_t from, int64_t to) {
         const float *w[1] = {scores + c * kChunk + from};
         float *s[1] = {sums + c * width};
-        if (from < to) weigh_rows<W, 1>(w, rows + (from - here.begin) * stride, stride, to - from, width, next, s);
+        if (from < to) weigh_rows<W, 1>(w, rows + from - here.begin, shift, to - from, width, nullptr, s);
     };
     // What not all of them see goes one by one: a place that a query does not see may hold anything.
     const bool shared = common.begin < common.end;
     for (int c = 0; c < C; ++c) alone(c, span[c].begin, shared ? common.begin : span[c].end);
     if (!shared) return;
     for (int c = 0; c < C; ++c) weight[c] = scores + c * kChunk + common.begin, sum[c] = sums + c * width;
-    weigh_rows<W, C>(weight, rows + (common.begin - here.begin) * stride, stride, common.end - common.begin, width, next,
-                     sum);
+    weigh_rows<W, C>(weight, rows + common.begin - here.begin, shift, common.end - common.begin, width, feed, sum);
     for (int c = 0; c < C; ++c) alone(c, common.end, span[c].end);
 }
 
@@ -128,9 +139,8 @@ JANUS_INLINE void tiles(int64_t begin, int64_t end, const F &f) {
 }
 
 template <class W>
-void attend_columns(const AttentionCall &call, const AttentionPiece &piece) {
+void attend_columns(const AttentionCall &call, const AttentionPiece &piece, const AttentionPiece *then) {
     using T = typename W::T;
-    constexpr int64_t kAhead = 2;  // pages between what is read and what is fetched
     const int64_t sequence = piece.sequence, first = piece.first, last = piece.last, size = call.block_size;
     const int64_t hd = call.head_dim, vd = call.value_dim, kv_heads = piece.kv_end - piece.kv_begin;
     // Pairs of a query and a head, those of one KV head together.
@@ -165,61 +175,58 @@ void attend_columns(const AttentionCall &call, const AttentionPiece &piece) {
     }
     std::fill(total, total + pairs * vd, 0.0f);
 
-    // Pages in the order in which they are read: a chunk's keys, its values, the next chunk's keys.
     const int32_t *table = call.block_tables + sequence * call.table_width;
-    const int64_t longest = offset + last, per_chunk = kChunk / size;
+    const int64_t longest = offset + last;
     const int64_t seen_from = call.window > 0 && offset + first + 1 > call.window ? offset + first + 1 - call.window : 0;
-    const int64_t begin = seen_from / kChunk * kChunk, first_page = begin / size, end_page = (longest + size - 1) / size;
-    thread_local std::vector<const char *> order;
-    order.clear();
-    for (int64_t from = first_page; from < end_page; from += per_chunk) {
-        const int64_t to = from + per_chunk < end_page ? from + per_chunk : end_page;
-        for (int64_t i = from; i < to; ++i)
-            order.push_back(static_cast<const char *>(call.keys) +
-                            (table[i] * call.key_block + piece.kv_begin * call.key_head) * sizeof(T));
-        for (int64_t i = from; i < to; ++i)
-            order.push_back(static_cast<const char *>(call.values) +
-                            (table[i] * call.value_block + piece.kv_begin * call.value_head) * sizeof(T));
-    }
-    const char *const *page = order.data(), *const *const pages_end = page + order.size();
+    const int64_t begin = seen_from / kChunk * kChunk;
+    thread_local Feed feed;
+    plan(feed, call, piece, begin, longest, then);
     thread_local std::vector<Span> spans;  // of each pair in the chunk at hand
     spans.resize(pairs);
-    const auto later = [&] { return pages_end - page > kAhead ? page[kAhead] : *page; };
+    const T *keys_at = static_cast<const T *>(call.keys) + piece.kv_begin * call.key_head;
+    const T *values_at = static_cast<const T *>(call.values) + piece.kv_begin * call.value_head;
+    int64_t group_at = 0, planned = 0;  // what of the plan has been read: groups, and lines of a stream
 
     for (int64_t base = begin; base < longest; base += kChunk) {
         const int64_t count = longest - base < kChunk ? longest - base : kChunk;
-        for (int64_t j = 0; j < count; j += size, ++page) {
-            const char *next = later();
+        const int32_t *blocks = table + base / size;
+        const int64_t groups = groups_of(count, size);
+        for (int64_t j = 0; j < count; j += size) {
             const int64_t here = count - j < size ? count - j : size;
             for (int64_t g = 0; g < kv_heads; ++g) {
-                const T *keys = reinterpret_cast<const T *>(*page) + g * call.key_head;
-                const char *ahead = next + g * call.key_head * sizeof(T);
+                const T *keys = keys_at + blocks[j / size] * call.key_block + g * call.key_head;
                 tiles(g * per_kv, (g + 1) * per_kv, [&](auto tile, int64_t p) {
                     constexpr int C = decltype(tile)::value;
                     float *to[C];
                     for (int c = 0; c < C; ++c) to[c] = scores + (p + c) * kChunk + j;
-                    score_columns<W, C>(queries + p * hd, keys, size, hd, here, p == g * per_kv ? ahead : *page, to);
+                    score_columns<W, C>(queries + p * hd, keys, size, hd, here, p == g * per_kv ? &feed : nullptr, to);
                 });
             }
         }
+        for (int64_t i = 0; i < groups; ++i) planned += feed.lines(group_at++);
+        // Beside the softmax what is not fetched beside the products, as far as the end of the next chunk's keys: a
+        // group is read when all of it is there.
+        int64_t goal = planned + feed.lines(group_at + groups);
+        for (int64_t i = 0; i < 2 * groups; ++i) goal += feed.lines(group_at + i) / kEvery;
         for (int64_t p = 0; p < pairs; ++p) {
             spans[p] = sees(p, base);
             if (spans[p].begin < spans[p].end) soften(scores + p * kChunk, spans[p], top[p], norm[p]);
+            feed.reach(feed.done() + (goal - feed.done()) / (pairs - p));
         }
         std::fill(sums, sums + pairs * vd, 0.0f);
-        for (int64_t j = 0; j < count; j += size, ++page) {
-            const char *next = later();
-            const Span here{j, j + size < count ? j + size : count};
-            for (int64_t g = 0; g < kv_heads; ++g) {
-                const T *rows = reinterpret_cast<const T *>(*page) + g * call.value_head;
-                const char *ahead = next + g * call.value_head * sizeof(T);
+        for (int64_t j = 0; j < count; j += kStreams * size) {
+            const Span here{j, j + kStreams * size < count ? j + kStreams * size : count};
+            const T *rows[kChunk];
+            for (int64_t i = here.begin; i < here.end; ++i)
+                rows[i - here.begin] = values_at + blocks[i / size] * call.value_block + i % size * call.value_row;
+            for (int64_t g = 0; g < kv_heads; ++g)
                 tiles(g * per_kv, (g + 1) * per_kv, [&](auto tile, int64_t p) {
                     weigh_tile<W, decltype(tile)::value>(scores + p * kChunk, spans.data() + p, here, rows,
-                                                         call.value_row, vd, p == g * per_kv ? ahead : *page,
+                                                         g * call.value_head, vd, p == g * per_kv ? &feed : nullptr,
                                                          sums + p * vd);
                 });
-            }
         }
+        for (int64_t i = 0; i < groups; ++i) planned += feed.lines(group_at++);
         for (int64_t p = 0; p < pairs; ++p) {
             if (spans[p].begin >= spans[p].end) continue;
             float *sum = sums + p * vd;

@@ -96,7 +96,8 @@ struct KernelTable {
     void (*down_add)(const float *h, int64_t h_stride, const int32_t *rows, const double *weight, int64_t tokens,
                      int64_t k, Weights down, int64_t n0, int64_t n1, const void *after, int64_t n_total,
                      double *out);
-    void (*attend)(const AttentionCall &call, const AttentionPiece &piece);
+    // `then`: the piece that the same thread probably takes next, or null.
+    void (*attend)(const AttentionCall &call, const AttentionPiece &piece, const AttentionPiece *then);
     void (*rms_norm)(const float *x, int64_t rows, int64_t width, Weights weight, float eps, float *out);
     // Halves of each head rotated: x and out [T, H, h], cos and sin [positions, h / 2].
     void (*rotary)(const float *x, int64_t tokens, int64_t heads, int64_t head_dim, const float *cos,

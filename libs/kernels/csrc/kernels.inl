@@ -27,6 +27,7 @@ constexpr double kGrid = 1.5 * 262144.0;  // adding and subtracting it rounds to
 // compiler keeps some of their sums in memory.
 #define JANUS_INLINE inline __attribute__((always_inline))
 #define JANUS_NOINLINE __attribute__((noinline))
+#define JANUS_LAMBDA __attribute__((always_inline))
 
 template <int N>
 using Size = std::integral_constant<int, N>;
@@ -88,13 +89,19 @@ inline float largest(const float *values, int64_t count) {
 
 #include "attention.inl"
 
+#include "attention_feed.inl"
+
 #include "attention_columns.inl"
 
-void attend(const AttentionCall &call, const AttentionPiece &piece) {
+void attend(const AttentionCall &call, const AttentionPiece &piece, const AttentionPiece *then) {
+    const auto as = [&](auto type) {
+        using W = decltype(type);
+        return call.columns ? attend_columns<W>(call, piece, then) : attend_as<W>(call, piece);
+    };
     switch (call.dtype) {
-        case DType::f32: return call.columns ? attend_columns<F32>(call, piece) : attend_as<F32>(call, piece);
-        case DType::bf16: return call.columns ? attend_columns<BF16>(call, piece) : attend_as<BF16>(call, piece);
-        case DType::f16: return call.columns ? attend_columns<F16>(call, piece) : attend_as<F16>(call, piece);
+        case DType::f32: return as(F32{});
+        case DType::bf16: return as(BF16{});
+        case DType::f16: return as(F16{});
         default: return;  // the bindings take no others
     }
 }

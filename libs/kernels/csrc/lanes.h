@@ -111,20 +111,30 @@ inline void unpack_i4(const uint8_t *from, float scale, float shift, float *to) 
 inline Eight add(Eight a, Eight b) { return _mm256_add_ps(a, b); }
 // The larger; `b` where `a` is not a number.
 inline Eight larger(Eight a, Eight b) { return _mm256_max_ps(a, b); }
-// exp_one() of what is not above zero.
-inline Eight exp_eight(Eight x) {
-    const __m256 low = _mm256_max_ps(_mm256_set1_ps(-87.3f), x);  // not a number stays what it is
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(low, _mm256_set1_ps(1.44269504f)),
-                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0.693359375f), low);
-    r = _mm256_fmadd_ps(n, _mm256_set1_ps(2.12194440e-4f), r);
-    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+// exp_one() of what is not above zero, in place. Step by step for all of them: one after the other they would wait
+// for themselves, as a processor looks only so many instructions ahead.
+template <int N>
+inline void exp_eights(Eight (&x)[N]) {
+    __m256 n[N], r[N], p[N];
+    const auto each = [](auto f) {
+        for (int i = 0; i < N; ++i) f(i);
+    };
+    each([&](int i) { r[i] = _mm256_max_ps(_mm256_set1_ps(-87.3f), x[i]); });  // not a number stays what it is
+    each([&](int i) {
+        n[i] = _mm256_round_ps(_mm256_mul_ps(r[i], _mm256_set1_ps(1.44269504f)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    });
+    each([&](int i) { r[i] = _mm256_fmadd_ps(n[i], _mm256_set1_ps(-0.693359375f), r[i]); });
+    each([&](int i) { r[i] = _mm256_fmadd_ps(n[i], _mm256_set1_ps(2.12194440e-4f), r[i]); });
+    each([&](int i) { p[i] = _mm256_set1_ps(1.9875691500e-4f); });
     for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(next));
-    p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r);
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    const __m256 value = _mm256_mul_ps(_mm256_add_ps(p, _mm256_set1_ps(1.0f)), _mm256_castsi256_ps(power));
-    return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_NLE_UQ));
+        each([&](int i) { p[i] = _mm256_fmadd_ps(p[i], r[i], _mm256_set1_ps(next)); });
+    each([&](int i) { p[i] = _mm256_fmadd_ps(p[i], _mm256_mul_ps(r[i], r[i]), r[i]); });
+    each([&](int i) {
+        const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n[i]), _mm256_set1_epi32(127)), 23);
+        const __m256 value = _mm256_mul_ps(_mm256_add_ps(p[i], _mm256_set1_ps(1.0f)), _mm256_castsi256_ps(power));
+        x[i] = _mm256_and_ps(value, _mm256_cmp_ps(x[i], _mm256_set1_ps(-87.3f), _CMP_NLE_UQ));
+    });
 }
 
 #endif
@@ -253,10 +263,10 @@ inline Eight larger(const Eight &a, const Eight &b) {
     return out;
 }
 float exp_one(float x);
-inline Eight exp_eight(const Eight &x) {
-    Eight out;
-    for (int i = 0; i < 8; ++i) out.v[i] = exp_one(x.v[i]);
-    return out;
+template <int N>
+inline void exp_eights(Eight (&x)[N]) {
+    for (Eight &eight : x)
+        for (float &v : eight.v) v = exp_one(v);
 }
 inline Half sum_halves(const float *low, const float *high) {
     Half out;

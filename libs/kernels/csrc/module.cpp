@@ -75,7 +75,10 @@ void attention(uintptr_t query, uintptr_t keys, uintptr_t values, int dtype, uin
                 }
     }
     const AttentionPiece *piece = pieces.data();
-    pool().run(static_cast<int64_t>(pieces.size()), [&, piece](int64_t i) { kernels().attend(call, piece[i]); });
+    const int64_t count = static_cast<int64_t>(pieces.size()), threads = pool().size();
+    pool().run(count, [&, piece](int64_t i) {
+        kernels().attend(call, piece[i], i + threads < count ? piece + i + threads : nullptr);
+    });
 }
 
 void rotary(uintptr_t x, int64_t tokens, int64_t heads, int64_t head_dim, uintptr_t cos, uintptr_t sin,
