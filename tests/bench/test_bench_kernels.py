@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from janus_bench.kernels import CASES, markdown, measure, picture
+from janus_bench.kernels import CASES, goals, markdown, measure, picture
 from janus_cli.main import main
 from janus_kernels import POLICIES
 from janus_kernels.native import NATIVE
@@ -33,7 +33,48 @@ def test_the_command_on_one_case() -> None:
     assert all(row["us"] > 0 for row in results["linear"]) and "experts" not in results
     assert results["read GB/s"] > 0 and results["FMA GFLOP/s"] > 0
     shown = markdown({k: v for k, v in results.items() if k != "machine"})
-    assert "## Linear" in shown and "## Attention" not in shown and "| bf16 | 64 |" in shown
+    assert (
+        "goals met" in shown
+        and "## Linear" in shown
+        and "## Attention" not in shown
+        and "| bf16 | 64 |" in shown
+    )
+
+
+def test_goals_are_met_at_their_bounds_and_missed_past_them() -> None:
+    def schedule_row(tokens: int, core: float, python: float) -> dict[str, object]:
+        return {
+            "routing": "uniform",
+            "instances": 16,
+            "tokens": tokens,
+            "core us": core,
+            "optimal us": python,
+        }
+
+    def expert(
+        weights: str, tokens: int, share: float, peak: float, ms: float, torch: float | None = None
+    ) -> dict[str, object]:
+        return {"weights": weights, "tokens per expert": tokens, "of read bandwidth": share, "of FMA peak": peak,
+                "ms": ms, "torch ms": torch, "torch bmm ms": torch}  # fmt: skip
+
+    rows = goals({
+        "schedule": [schedule_row(64, 5.0, 8.0), schedule_row(256, 10.1, 14.0), schedule_row(16, 99.0, 99.0)],
+        "experts": [
+            *(expert("fp32", n, 0.85, 0.1, 4.0, torch=4.0) for n in (1, 2, 4)),
+            expert("fp32", 8, 0.1, 0.45, 5.0, torch=9.0), expert("fp32", 64, 0.1, 0.64, 5.0, torch=9.0),
+            *(expert("bf16", n, 0.84, 0.42, 2.0) for n in (1, 2, 4)), expert("int8", 1, 0.5, 0.1, 1.1),
+            expert("int4", 1, 0.5, 0.1, 1.1),
+        ],
+        "attention": [{"cache": "fp32", "context": 1024, "of read bandwidth": 0.8},
+                      {"cache": "bf16", "context": 1024, "of read bandwidth": 0.79}],
+    })  # fmt: skip
+    assert [row["met"] for row in rows] == [
+        "yes", "yes", "no", "no",  # schedule
+        "yes", "yes", "yes", "no", "no", "no", "yes", "no",  # experts: bandwidth, then peak
+        "yes", "no", "yes", "no",  # one kind of weights against another, torch
+        "yes", "no",  # attention
+    ]  # fmt: skip
+    assert "50% of the FMA peak" in rows[7]["measured"] and "16 instances, 256 tokens" in rows[2]["goal"]
 
 
 def test_the_picture(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from janus_bench.kernels.goals import goals
 from janus_bench.kernels.measure import CASES, CLOCKS, measure
 from janus_bench.kernels.report import markdown, picture
 
-__all__ = ["CASES", "CLOCKS", "markdown", "measure", "picture"]
+__all__ = ["CASES", "CLOCKS", "goals", "markdown", "measure", "picture"]

@@ -1,8 +1,9 @@
 """The kernels beside what the machine can do and beside torch, all in one run.
 
 Read bandwidth and the peak of fused multiply-adds are measured between the others, so that shares compare like
-with like on a noisy machine; on one busy with other work, one thread and the "cpu" clock leave out the time lent
-to others. One layer is 64 experts of hidden 1024 and inner 512; every expert gets the same number of tokens.
+with like on a noisy machine, and bandwidth on memory of the same kind. Torch has turns of its own: its threads keep
+a processor busy for a while after each call. On a machine with other work, one thread and the "cpu" clock leave out
+the time lent to others. One layer is 64 experts of hidden 1024 and inner 512, all with the same number of tokens.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Machine:
     def __init__(self, clock: str) -> None:
         self._clock = CLOCKS[clock]
         self._data = torch.ones(64 * 2**20)
+        self._large = new_pages((1, 2**16, 16, 1, 64), torch.float32, "cpu", columns=False).fill_(1)
         self._rounds = 2_000_000
         assert NATIVE is not None
         self.flops: int = NATIVE.fma_probe(1000) // 1000 * self._rounds
@@ -58,10 +60,10 @@ class Machine:
                     samples[name].append(self._clock() - began)
         return {name: statistics.median(times) for name, times in samples.items()}
 
-    def probes(self) -> dict[str, Callable[[], object]]:
-        """Cases for :func:`medians`: ``read`` and ``fma``."""
+    def probes(self, *, large_pages: bool = False) -> dict[str, Callable[[], object]]:
+        """Cases for :func:`medians`: ``read``, of memory as a cache is on or of plain memory, and ``fma``."""
         assert NATIVE is not None
-        native, data = NATIVE, self._data
+        native, data = NATIVE, self._large if large_pages else self._data
         return {
             "read": lambda: native.read_probe(data.data_ptr(), data.nbytes),
             "fma": lambda: native.fma_probe(self._rounds),
@@ -129,10 +131,13 @@ def bench_experts(machine: Machine, rounds: int) -> Iterator[Row]:
         size = sum(t.nbytes for e in experts.values() for t in (e.gate, e.up, e.down, *(e.scales or ())))
         for per_expert in (1, 2, 4, 8, 16, 64):
             cases = {"ours": routed(experts, per_expert * EXPERTS // TOPK, EXPERTS), **machine.probes()}
-            if name == "fp32":
-                cases["torch"] = torch_experts(experts, per_expert)
-                cases["batched"] = torch_batched(experts, per_expert)
             times = machine.medians(rounds, **cases)
+            if name == "fp32":
+                peers = {
+                    "torch": torch_experts(experts, per_expert),
+                    "batched": torch_batched(experts, per_expert),
+                }
+                times |= machine.medians(rounds, **peers)
             rate = per_expert * EXPERTS * 6 * HIDDEN * INNER / times["ours"]
             yield {
                 "weights": name, "tokens per expert": per_expert, "ms": times["ours"] * 1e3,
@@ -158,9 +163,9 @@ def bench_linear(machine: Machine, rounds: int) -> Iterator[Row]:
                     fn(x, w)
 
             cases: dict[str, Callable[[], object]] = {"ours": partial(each, linear), **machine.probes()}
-            if name == "fp32":
-                cases["torch"] = partial(each, torch.nn.functional.linear)
             times = machine.medians(rounds, **cases)
+            if name == "fp32":
+                times |= machine.medians(rounds, torch=partial(each, torch.nn.functional.linear))
             one = times["ours"] / len(weights)
             yield {
                 "weights": name, "tokens": tokens, "us": one * 1e6,
@@ -185,7 +190,7 @@ def bench_attention(machine: Machine, rounds: int) -> Iterator[Row]:
                 "block_tables": torch.randperm(blocks).int().view(batch, -1), "scale": dim**-0.5,
             }  # fmt: skip
             ours = lambda q=query, k=keys, v=values, m=meta: paged_attention(q, k, v, **m)  # noqa: E731
-            times = machine.medians(rounds, ours=ours, **machine.probes())
+            times = machine.medians(rounds, ours=ours, **machine.probes(large_pages=True))
             rate = 2 * keys.nbytes / times["ours"]
             yield {
                 "cache": name, "context": context, "ms": times["ours"] * 1e3, "GB/s": rate / 1e9,
@@ -212,7 +217,7 @@ def draw_ids(tokens: int, skew: float, draw: np.random.Generator) -> np.ndarray:
 
 
 def bench_schedule(machine: Machine, draws: int = 12) -> Iterator[Row]:
-    """Mean a_max of every policy, and the median time of ``optimal`` called from Python."""
+    """Mean a_max of every policy, and the median time of ``optimal``, its compiled part and called from Python."""
     draw = np.random.default_rng(0)
     for routing, skew in (("uniform", 0.0), ("skewed", 1.0)):
         for instances in (6, 8, 12, 16):
@@ -222,10 +227,14 @@ def bench_schedule(machine: Machine, draws: int = 12) -> Iterator[Row]:
                 row: Row = {"routing": routing, "instances": instances, "tokens": tokens}
                 for policy in POLICIES:
                     row[policy] = statistics.mean(schedule(ids, layout, policy).a_max for ids in batches)
+                ids, scheduler = batches[0], layout.native
+                out, load = np.empty_like(ids), np.empty(instances, np.int32)
                 times = machine.medians(
-                    400 if tokens < 1024 else 100, optimal=partial(schedule, batches[0], layout)
+                    400 if tokens < 1024 else 100,
+                    core=partial(scheduler.run, ids, 0, 0, 0, out, load),  # type: ignore[attr-defined]
+                    optimal=partial(schedule, ids, layout),
                 )
-                yield {**row, "optimal us": times["optimal"] * 1e6}
+                yield {**row, "core us": times["core"] * 1e6, "optimal us": times["optimal"] * 1e6}
 
 
 def bench_layer(machine: Machine, rounds: int) -> dict[str, list[Row]]:

@@ -9,14 +9,15 @@ from typing import Any
 from janus_kernels import POLICIES
 
 from janus_bench.errors import BenchError
+from janus_bench.kernels.goals import goals, summary
 from janus_bench.kernels.measure import DTYPES, HIDDEN, INNER
 
 Row = dict[str, Any]
 _TITLES = {
     "experts": f"Expert FFN, 64 experts, hidden {HIDDEN}, inner {INNER}",
     "linear": f"Linear, {HIDDEN} x {HIDDEN}",
-    "attention": "Attention decode, 16 sequences",
-    "schedule": "Activation scheduling: mean a_max by policy, and the time of `optimal` from Python",
+    "attention": "Attention decode, 16 sequences, pages of 16 in random order",
+    "schedule": "Activation scheduling: mean a_max by policy, and the time of `optimal`, alone and from Python",
 }
 
 
@@ -29,6 +30,8 @@ def markdown(results: dict[str, Any], picture_name: str = "") -> str:
     parts = [machine]
     if picture_name:
         parts.append(f"![layer latency and a_max]({picture_name})")
+    if aims := goals(results):
+        parts += ["## Goals", summary(aims), table(aims)]
     for name, title in _TITLES.items():
         if name in results:
             parts += [f"## {title}", table(results[name])]
