@@ -3,7 +3,7 @@
 ``python benchmarks/bench_model_error.py``. A real mesh of emulated devices, or with --no-emulate as it is: then all
 workers share the cores, which the model is told. As many streams as the batch asks for are kept going while workers
 report; the autoscaler's own learner is fitted on half of the points and asked for the other half. Writes
-results/model_error.md.
+results/model_error.md, or results/model_error_shared.md without emulation.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def measured(scaler: Autoscaler, since_s: float) -> list[Interval]:
 
 
 async def grid(
-    mesh: LocalMesh, model: Path, seconds: float
+    mesh: LocalMesh, model: Path, seconds: float, rounds: int
 ) -> tuple[dict[tuple[int, int, int], list[Interval]], Any]:
     settings = AutoscalerSettings(
         redis_url=mesh.redis_url, worker_id="bench", window_s=60.0, model=str(model)
@@ -69,7 +69,7 @@ async def grid(
     store = ObjectiveStore(coordination, Objective(tpot_ms=1000.0))
     scaler = Autoscaler(settings, coordination, store, model=shape(str(model)), hardware=(cpu, cpu))
     found: dict[tuple[int, int, int], list[Interval]] = {}
-    for n_a, n_e in SIZES:
+    for n_a, n_e in SIZES * rounds:
         await asyncio.to_thread(mesh.scale, attention=n_a, experts=n_e)
         for batch in BATCHES:
             load = Load(mesh.grpc, make_requests(batch, seed=batch, tokens=(60, 80)), at_once=batch)
@@ -79,7 +79,7 @@ async def grid(
             await asyncio.sleep(3.0)
             since = time.time()
             await asyncio.sleep(seconds)
-            found[n_a, n_e, batch] = await measured(scaler, since)
+            found.setdefault((n_a, n_e, batch), []).extend(await measured(scaler, since))
             stop.set()
             await asyncio.to_thread(thread.join)
             print((n_a, n_e, batch), len(found[n_a, n_e, batch]), flush=True)
@@ -98,8 +98,11 @@ def hold(load: Load, stop: threading.Event) -> None:
 @click.option(
     "--emulate/--no-emulate", default=True, help="Each worker waits out what a device of its own would take."
 )
-@click.option("--seconds", default=6.0, show_default=True, help="Of measuring, each point.")
-def main(emulate: bool, seconds: float) -> None:
+@click.option("--seconds", default=6.0, show_default=True, help="Of measuring, each point and round.")
+@click.option(
+    "--rounds", default=1, show_default=True, help="Over all points: what else runs then evens out."
+)
+def main(emulate: bool, seconds: float, rounds: int) -> None:
     """Run it."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +115,7 @@ def main(emulate: bool, seconds: float) -> None:
                 **(DEVICE if emulate else {}),
             },
         ) as mesh:  # fmt: skip
-            found, table = asyncio.run(grid(mesh, model, seconds))
+            found, table = asyncio.run(grid(mesh, model, seconds, rounds))
     cpu = PROFILES["cpu"]
     exchange = Exchange(row_bytes=known.row_bytes, top_k=known.top_k, hardware=cpu, phases=1)
     learner = Learner(
@@ -141,16 +144,20 @@ def main(emulate: bool, seconds: float) -> None:
     what = (
         "emulated devices (4 ms per activated expert, 3 ms per token)" if emulate else f"{cores} shared cores"
     )
+    one, _, fifteen = os.getloadavg()
     body = "\n".join([
         f"Median error on points not seen: {statistics.median(errors[False]):.1%}.",
         f"On those learnt from: {statistics.median(errors[True]):.1%}.",
-        f"{len(points)} points, {what}.", "",
+        (
+            f"{len(points)} points, {what}, {rounds} times {seconds:g} s each. The machine's load at the end: "
+            f"{one:.0f} over a minute, {fifteen:.0f} over 15."
+        ), "",
         f"A random qwen3_moe: {_SIZES_OF_MODEL}. Coefficients: {coefficients}.", "", markdown(rows),
     ])  # fmt: skip
     print(body)
-    write(
-        "model_error", "The performance model on this machine", "python benchmarks/bench_model_error.py", body
-    )
+    name, flag = ("model_error", "") if emulate else ("model_error_shared", " --no-emulate")
+    command = f"python benchmarks/bench_model_error.py{flag} --rounds {rounds}"
+    write(name, "The performance model on this machine", command, body)
 
 
 if __name__ == "__main__":
