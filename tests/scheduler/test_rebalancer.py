@@ -340,6 +340,37 @@ async def test_where_memory_is_short_layers_change_in_turn(
         await asyncio.gather(*tasks)
 
 
+async def test_a_failure_between_stages_leaves_what_was_reached(
+    coordination: Coordination, settings: ServiceSettings, ready: Ready
+) -> None:
+    async with mesh(coordination, settings, ready, beside=3) as m:
+        relayout = m.publisher.relayout
+        loaded: list[set[tuple[int, int]]] = []
+
+        async def then_fail(epoch: int, placement: Any) -> Any:
+            moved = await relayout(epoch, placement)
+            assert moved is not None
+            for keeper in m.keepers:
+                await keeper.update(epoch=moved.version)
+            loaded.extend(set(worker.loaded) for worker in m.workers)
+            m.workers[1].failure = "the disk is gone"
+            return moved
+
+        m.publisher.relayout = then_fail  # type: ignore[method-assign]
+        await m.report(HOT)
+        before = m.publisher.layout
+        outcome = await m.rebalancer.rebalance(dry_run=False)
+        after = m.publisher.layout
+        assert outcome.changed and "given up, after 1 of 2 stages" in outcome.reason
+        assert "the disk is gone" in outcome.reason
+        assert before is not None and after is not None and outcome.layout_version == after.version
+        assert after.placement[0] != before.placement[0] and after.placement[2] == before.placement[2]
+        assert outcome.replicas_loaded == sum(map(len, loaded))
+        for worker, first in zip(m.workers, loaded, strict=True):
+            assert not worker.unloaded & first, "the first stage's are in use"
+            assert worker.loaded - first <= worker.unloaded, "the second's are let go"
+
+
 async def test_a_layer_that_no_memory_is_left_for_stays(
     coordination: Coordination, settings: ServiceSettings, ready: Ready
 ) -> None:
