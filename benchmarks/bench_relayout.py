@@ -187,8 +187,8 @@ def report(load: Load, quiet: Sequence[Window], busy: Sequence[Window]) -> list[
         for q in (50, 90, 99):
             a, b = np.percentile(calm, q), np.percentile(moved, q)
             rows.append(f"| {name}, p{q}, ms | {a:.1f} | {b:.1f} | {b / a:.2f} |")
-    pace = [np.array([tpot(load, [w]).mean() for w in windows]) for windows in (quiet, busy)]
-    ratio = pace[1] / pace[0]
+    pairs = [[tpot(load, [w]) for w in pair] for pair in zip(quiet, busy, strict=True)]
+    ratio = np.array([b.mean() / a.mean() for a, b in pairs if len(a) and len(b)] or [np.nan])
     rows.append(
         f"| TPOT of a window over that of the quiet one before it, median (quartiles) | | | {np.median(ratio):.2f} "
         f"({np.percentile(ratio, 25):.2f} to {np.percentile(ratio, 75):.2f}) |"
