@@ -265,6 +265,36 @@ def test_agate_sends_each_row_only_where_its_experts_are(wide: Path) -> None:
         assert back[key] == 8 * hidden * topk * key[-1]
 
 
+@pytest.mark.parametrize("gating", ["moe", "attention"])
+@pytest.mark.parametrize("scheme", ["1pc", *TWO])
+def test_hidden_states_as_bf16_are_the_same_everywhere(mixtral: Path, scheme: str, gating: str) -> None:
+    """Rounded once, where they are sent: however rows travel, and whoever routes; near what fp32 gives."""
+    asked = prompts(mixtral, 3, seed=12)
+    narrow = EngineOptions(kv_tokens=4096, wire_dtype="bf16")
+    expected = run(mixtral, 1, 1, asked, attention_options=narrow)
+    with sent() as log:
+        found = run(
+            mixtral,
+            4,
+            4,
+            asked,
+            nodes=apart(4, 4, 2, 2),
+            exchange=scheme,
+            gating=gating,
+            attention_options=narrow,
+        )
+    assert_equal(found, expected)
+    exact = run(mixtral, 1, 1, asked)
+    for one, other in zip(found, exact, strict=True):
+        first, wanted = np.asarray(one.logits[0]), np.asarray(other.logits[0])
+        assert 0 < np.abs(first - wanted).max() < 0.05 * np.abs(wanted).max()
+    hidden = load_config(mixtral).hidden
+    out = [h for _, h, _ in log if h.kind is Kind.HIDDEN and h.tokens and h.scheme]
+    if gating == "moe":
+        assert all(h.payload_bytes == 2 * hidden * h.tokens for h in out)
+    assert bool(out) == (scheme != "1pc")
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 2, 2), (8, 8, 2, 2), (8, 16, 1, 2)], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_messages_and_bytes_are_the_formulas(

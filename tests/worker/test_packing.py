@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from janus_worker.packing import Needs, pack, packed_bytes, packed_rows, unpack
+from janus_worker.rows import put, rounded, row_bytes, take
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -30,6 +32,20 @@ def test_rows_are_those_with_an_expert_of_the_worker_and_come_back_as_they_were(
             assert found is not None
             for one, other in zip(found, (x[expected], weights[expected], ids), strict=True):
                 assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_hidden_states_come_back_as_they_were_or_rounded(narrow: bool) -> None:
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(7, 10, generator=draw) * torch.logspace(-30, 30, 10)
+    payload = np.full(1000, 255, np.uint8)
+    assert put(payload, x, narrow) == 7 * row_bytes(10, narrow)
+    found = torch.from_numpy(take(payload, 7, 10, narrow))
+    assert torch.equal(found, rounded(x) if narrow else x)
+    assert ((found - x).abs() <= x.abs() * 2**-8).all()
+    again = np.zeros(1000, np.uint8)
+    size = put(again, found, narrow)
+    assert np.array_equal(again[:size], payload[:size]), "passing on changes nothing"
 
 
 @pytest.mark.parametrize("size", [0, 11, 12 * 2 - 1, 24 + 47, 24 + 3 * 48])

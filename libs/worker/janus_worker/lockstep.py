@@ -51,6 +51,8 @@ class Flag(enum.IntFlag):
     """In PARTIAL: it sums what MoE workers with different digests computed."""
     PACKED = 32
     """With GATED: only the rows that the receiver needs (packing.py). In PARTIAL: sums of these rows."""
+    NARROW = 64
+    """Hidden states are bf16 (rows.py); sums are what they always are."""
 
 
 class NewerEpoch(Exception):

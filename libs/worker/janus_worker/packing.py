@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from janus_worker.rows import put, row_bytes, take
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,36 +38,41 @@ class Needs:
         return found
 
 
-def packed_bytes(rows: int, tokens: int, hidden: int, topk: int) -> int:
-    """Of a payload: hidden states fp32 [R, d] and weights fp64 [R, k] of the rows, ids int32 [T, k] of all tokens."""
-    return rows * (4 * hidden + 8 * topk) + 4 * topk * tokens
+def packed_bytes(rows: int, tokens: int, hidden: int, topk: int, *, narrow: bool = False) -> int:
+    """Of a payload: hidden states [R, d] and weights fp64 [R, k] of the rows, ids int32 [T, k] of all tokens."""
+    return rows * (row_bytes(hidden, narrow) + 8 * topk) + 4 * topk * tokens
 
 
-def packed_rows(size: int, tokens: int, hidden: int, topk: int) -> int | None:
+def packed_rows(size: int, tokens: int, hidden: int, topk: int, *, narrow: bool = False) -> int | None:
     """How many rows a payload of this size has; None where there is no such payload."""
-    rows, rest = divmod(size - 4 * topk * tokens, 4 * hidden + 8 * topk)
+    rows, rest = divmod(size - 4 * topk * tokens, row_bytes(hidden, narrow) + 8 * topk)
     return rows if rest == 0 and 0 <= rows <= tokens else None
 
 
-def pack(payload: Array, x_TD: Array, weights_TK: Array, ids_TK: Array, rows: Array) -> int:
+def pack(
+    payload: Array, x_TD: Array, weights_TK: Array, ids_TK: Array, rows: Array, *, narrow: bool = False
+) -> int:
     """Write a payload, uint8; its size in bytes."""
-    count, (tokens, topk), hidden = len(rows), ids_TK.shape, x_TD.shape[1]
-    middle, end = 4 * hidden * count, (4 * hidden + 8 * topk) * count
+    count, (tokens, topk) = len(rows), ids_TK.shape
+    middle = put(payload, torch.from_numpy(x_TD[rows]), narrow)
+    end = middle + 8 * topk * count
     size = end + 4 * topk * tokens
-    np.take(x_TD, rows, axis=0, out=payload[:middle].view(np.float32).reshape(count, hidden))
     np.take(weights_TK, rows, axis=0, out=payload[middle:end].view(np.float64).reshape(count, topk))
     payload[end:size].view(np.int32).reshape(tokens, topk)[:] = ids_TK
     return size
 
 
-def unpack(payload: Array, tokens: int, hidden: int, topk: int) -> tuple[Array, Array, Array] | None:
+def unpack(
+    payload: Array, tokens: int, hidden: int, topk: int, *, narrow: bool = False
+) -> tuple[Array, Array, Array] | None:
     """Hidden states [R, d], weights [R, k] and ids [T, k], on the payload's memory; None where its size is wrong."""
-    count = packed_rows(payload.nbytes, tokens, hidden, topk)
+    count = packed_rows(payload.nbytes, tokens, hidden, topk, narrow=narrow)
     if count is None:
         return None
-    middle, end = 4 * hidden * count, (4 * hidden + 8 * topk) * count
+    middle = row_bytes(hidden, narrow) * count
+    end = middle + 8 * topk * count
     return (
-        payload[:middle].view(np.float32).reshape(count, hidden),
+        take(payload, count, hidden, narrow),
         payload[middle:end].view(np.float64).reshape(count, topk),
         payload[end:].view(np.int32).reshape(tokens, topk),
     )

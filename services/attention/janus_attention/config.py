@@ -34,6 +34,9 @@ class AttentionSettings(WorkerSettings):
     """Tokens guessed from a stream's own text that a step checks at once; 0: none. Never changes a token."""
     micro_batches: str = setting("auto", choices=("auto", "1", "2"))
     """Micro-batches of a step; with 2, attention of one overlaps experts of the other; auto: what is quicker."""
+    wire_dtype: str = setting("fp32", choices=("fp32", "bf16"))
+    """Hidden states on their way to the MoE workers; bf16 halves their bytes and rounds them: tokens may change. The
+    same in the whole mesh."""
     emulated_token_us: float = setting(0.0, minimum=0, maximum=1e6)
     """Least microseconds of a step per token of this worker, waited out: as if on a slower device. For demonstrations
     of scaling on a machine whose cores all workers share; 0: none."""

@@ -60,6 +60,8 @@ class EngineOptions:
     """Most guessed tokens of a stream that a step checks; 0: none."""
     micro_batches: str = "auto"
     """Micro-batches of a step: "1", "2", or "auto": as the coordinator has measured to be quicker."""
+    wire_dtype: str = "fp32"
+    """Hidden states in frames: rows.WIRE_DTYPES."""
     emulated_token_us: float = 0.0
     """Least microseconds of a step per token; 0: none."""
     cuda_graphs: bool = True
@@ -117,7 +119,7 @@ class AttentionEngine(CohortEngine):
             graphs = LayerGraphs(model, kv, recorder, most=options.max_sequences, scratch=blocks)
         self._forward = Forward(
             model, routers, kv, self, self.counters, most=options.max_batch_tokens,
-            token_s=1e-6 * options.emulated_token_us, graphs=graphs,
+            token_s=1e-6 * options.emulated_token_us, graphs=graphs, narrow=options.wire_dtype == "bf16",
         )  # fmt: skip
         self._note = self.exchange.allocate()
         self._last: float | None = None

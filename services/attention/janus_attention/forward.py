@@ -26,6 +26,7 @@ from janus_worker.histogram import Histogram
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
 from janus_worker.packing import Needs, pack
 from janus_worker.relay import Verdict
+from janus_worker.rows import put, rounded
 
 from janus_attention.batch import StepInput
 from janus_attention.graphs import LayerGraphs, Staged
@@ -34,7 +35,7 @@ from janus_attention.sequence import Trace
 
 # Plain numbers: operators of IntFlag cost microseconds each, in every layer.
 _GATED, _RETRY, _DECODES = int(Flag.GATED), int(Flag.RETRY), int(Flag.DECODES)
-_SPLIT, _PACKED = int(Flag.SPLIT), int(Flag.PACKED)
+_SPLIT, _PACKED, _NARROW = int(Flag.SPLIT), int(Flag.PACKED), int(Flag.NARROW)
 _COHORT = _DECODES | _SPLIT | int(Flag.MIXED)
 """What a reply says of the cohort, not of the request."""
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -146,10 +147,12 @@ class Forward:
         most: int,
         token_s: float = 0.0,
         graphs: LayerGraphs | None = None,
+        narrow: bool = False,
     ) -> None:
         """``most``: tokens that a frame carries at most. ``token_s``: least seconds of a step per token, waited out: an
-        emulated device. ``graphs``: what decode steps are replayed from."""
+        emulated device. ``graphs``: what decode steps are replayed from. ``narrow``: hidden states travel as bf16."""
         self._graphs = graphs
+        self._narrow = narrow
         self._token_s = token_s
         self._model = model
         self._routers = routers
@@ -300,6 +303,7 @@ class Forward:
         exchange, trace, plan = self._engine.exchange, self._trace, lane.planned
         lane.span = os.urandom(8) if trace else _NO_SPAN
         lane.began_ns = time.time_ns()
+        flags |= _NARROW if self._narrow else 0
         packed = plan is None and self._needs is not None
         size = 0
         if packed:
@@ -328,7 +332,7 @@ class Forward:
         """To each MoE worker the rows that it needs."""
         assert self._needs is not None
         exchange, lane.sent_bytes = self._engine.exchange, 0
-        ids, weights = self._routers.gate(lane.index, lane.x_TD)
+        ids, weights = self._gate(lane)
         x_TD, weights_TK, ids_TK = lane.x_TD.cpu().numpy(), weights.cpu().numpy(), ids.cpu().numpy()
         for rank, member in enumerate(self._members):
             rows = lane.packed[member] = self._needs.rows(lane.index, rank, ids_TK)
@@ -336,7 +340,7 @@ class Forward:
             if buffer is None:
                 buffer = self._packs[lane.number, member] = exchange.allocate()
             exchange.reclaim(buffer)
-            size = pack(buffer.payload, x_TD, weights_TK, ids_TK, rows)
+            size = pack(buffer.payload, x_TD, weights_TK, ids_TK, rows, narrow=self._narrow)
             exchange.send([member], dataclasses.replace(header, payload_bytes=size), buffer)
             lane.sent_bytes += size
 
@@ -421,20 +425,21 @@ class Forward:
 
     def _fill(self, lane: _Lane, *, gated: bool) -> int:
         """Write the request's payload; its size in bytes."""
-        payload, x_TD = lane.buffer.payload, lane.x_TD
-        count = x_TD.shape[0]
-        size = 4 * count * self._hidden
-        # Views through numpy: they cost a tenth of torch's, and there are some for every layer and peer.
-        torch.from_numpy(payload[:size].view(np.float32).reshape(x_TD.shape)).copy_(x_TD)
+        payload, count = lane.buffer.payload, lane.x_TD.shape[0]
+        size = put(payload, lane.x_TD, self._narrow)
         if not gated:
             return size
-        ids_TK, weights_TK = self._routers.gate(lane.index, x_TD)
+        ids_TK, weights_TK = self._gate(lane)
         # Weights before ids: eight-byte numbers where they are aligned.
         middle = size + 8 * count * self._topk
         end = middle + 4 * count * self._topk
         torch.from_numpy(payload[size:middle].view(np.float64).reshape(weights_TK.shape)).copy_(weights_TK)
         torch.from_numpy(payload[middle:end].view(np.int32).reshape(ids_TK.shape)).copy_(ids_TK)
         return end
+
+    def _gate(self, lane: _Lane) -> tuple[torch.Tensor, torch.Tensor]:
+        """Routing of what the MoE workers will see: the same whoever routes."""
+        return self._routers.gate(lane.index, rounded(lane.x_TD) if self._narrow else lane.x_TD)
 
     def reply(self, member: int) -> Frame | None:
         """Oldest PARTIAL of a MoE worker; the coordinator's late notes are dropped."""

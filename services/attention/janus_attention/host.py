@@ -64,6 +64,7 @@ class AttentionHost(WorkerHost[AttentionSettings]):
             "max_stall": settings.max_stall,
             "draft_tokens": settings.draft_tokens,
             "micro_batches": settings.micro_batches,
+            "wire_dtype": settings.wire_dtype,
             "emulated_token_us": settings.emulated_token_us,
             "cuda_graphs": settings.cuda_graphs,
         }

@@ -11,8 +11,9 @@ from janus_transport.plan import Edge, Plan, packets
 from janus_worker.engine import CohortEngine
 from janus_worker.lockstep import Flag, ProtocolError
 from janus_worker.relay import Relay, Rows, Verdict
+from janus_worker.rows import row_bytes
 
-_GATED, _DECODES = int(Flag.GATED), int(Flag.DECODES)
+_GATED, _DECODES, _NARROW = int(Flag.GATED), int(Flag.DECODES), int(Flag.NARROW)
 _NO_TRACE = bytes(16)
 
 
@@ -76,15 +77,16 @@ class AttentionRelay(Relay):
         for member in mates:
             self._engine.exchange.pop(member)
 
-    def _columns(self, gated: bool) -> tuple[int, ...]:
-        """Bytes of a row's parts: hidden states fp32, and gated weights fp64 and ids int32."""
-        return (4 * self._hidden, 8 * self._topk, 4 * self._topk) if gated else (4 * self._hidden,)
+    def _columns(self, flags: int) -> tuple[int, ...]:
+        """Bytes of a row's parts: hidden states, and gated weights fp64 and ids int32."""
+        row = row_bytes(self._hidden, bool(flags & _NARROW))
+        return (row, 8 * self._topk, 4 * self._topk) if flags & _GATED else (row,)
 
     def _fill(self, whole: SendBuffer, requests: list[tuple[Header, Rows]]) -> int:
         """Payloads of several workers as one: column by column, each in their order. Its size in bytes."""
         end = 0
         starts = [0] * len(requests)
-        for width in self._columns(bool(requests[0][0].flags & _GATED)):
+        for width in self._columns(requests[0][0].flags):
             for i, (header, payload) in enumerate(requests):
                 size = width * header.tokens
                 whole.payload[end : end + size] = payload[starts[i] : starts[i] + size]
@@ -101,7 +103,7 @@ class AttentionRelay(Relay):
                 theirs.source, f"sent its leader {theirs.kind!r} of step {theirs.step} layer {theirs.layer} lane "
                 f"{theirs.lane}; expected step {header.step} layer {header.layer} lane {header.lane}",
             )  # fmt: skip
-        expected = theirs.tokens * sum(self._columns(bool(theirs.flags & _GATED)))
+        expected = theirs.tokens * sum(self._columns(theirs.flags))
         if theirs.payload_bytes != expected or not 0 < theirs.tokens <= self._most:
             raise ProtocolError(
                 theirs.source, f"sent its leader {theirs.payload_bytes} bytes for {theirs.tokens} tokens"

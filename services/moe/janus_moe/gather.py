@@ -12,9 +12,10 @@ import torch
 from janus_transport import Frame, Kind
 from janus_worker.lockstep import Flag, ProtocolError
 from janus_worker.packing import Needs, packed_rows, unpack
+from janus_worker.rows import row_bytes, take
 
 # A plain number: operators of IntFlag cost microseconds each, in every layer.
-_GATED, _PACKED = int(Flag.GATED), int(Flag.PACKED)
+_GATED, _PACKED, _NARROW = int(Flag.GATED), int(Flag.PACKED), int(Flag.NARROW)
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -58,12 +59,14 @@ def check(frame: Frame, *, step: int, layer: int, layers: int, hidden: int, topk
     if header.flags & _PACKED:
         if not gated:
             refuse("rows packed for a routing that it does not tell")
-        if packed_rows(header.payload_bytes, header.tokens, hidden, topk) is None:
+        narrow = bool(header.flags & _NARROW)
+        if packed_rows(header.payload_bytes, header.tokens, hidden, topk, narrow=narrow) is None:
             refuse(
                 f"{header.payload_bytes} bytes of packed rows for {header.tokens} tokens; no rows are that many"
             )
         return
-    expected = header.tokens * (4 * hidden + (12 * topk if gated else 0))
+    row = row_bytes(hidden, bool(header.flags & _NARROW))
+    expected = header.tokens * (row + (12 * topk if gated else 0))
     if header.payload_bytes != expected:
         refuse(f"{header.payload_bytes} bytes for {header.tokens} tokens; expected {expected}")
 
@@ -102,7 +105,9 @@ def gather_packed(
     parts, rows, first = [], [], 0
     for frame in frames:
         header = frame.header
-        found = unpack(frame.payload, header.tokens, hidden, topk) if header.flags & _PACKED else None
+        narrow = bool(header.flags & _NARROW)
+        packed = header.flags & _PACKED
+        found = unpack(frame.payload, header.tokens, hidden, topk, narrow=narrow) if packed else None
         if found is None:
             raise ProtocolError(header.source, "packs no rows where its peers do")
         _check_ids(frame, found[2], num_experts)
@@ -131,8 +136,9 @@ def _check_ids(frame: Frame, ids: Array, num_experts: int) -> None:
 def views(frame: Frame, hidden: int, topk: int, num_experts: int) -> list[Array]:
     """Hidden states fp32 [t, d] and, gated, weights fp64 [t, k] and ids int32 [t, k], on the frame's memory."""
     count, payload = frame.header.tokens, frame.payload
-    size = 4 * hidden * count
-    x = payload[:size].view(np.float32).reshape(count, hidden)
+    narrow = bool(frame.header.flags & _NARROW)
+    size = row_bytes(hidden, narrow) * count
+    x = take(payload, count, hidden, narrow)
     if not frame.header.flags & _GATED:
         return [x]
     middle = size + 8 * topk * count

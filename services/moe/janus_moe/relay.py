@@ -12,10 +12,11 @@ from janus_transport.plan import ACROSS, MULTICAST, Edge, Plan, packets
 from janus_worker.engine import CohortEngine
 from janus_worker.lockstep import Flag, ProtocolError
 from janus_worker.relay import Relay, Rows, Verdict
+from janus_worker.rows import put
 
 from janus_moe.gather import views
 
-_DECODES, _PACKED = int(Flag.DECODES), int(Flag.PACKED)
+_DECODES, _PACKED, _NARROW = int(Flag.DECODES), int(Flag.PACKED), int(Flag.NARROW)
 _NO_TRACE = bytes(16)
 
 
@@ -117,6 +118,10 @@ class MoeRelay(Relay):
             if len(parts) != len(columns):
                 raise ProtocolError(header.source, "gates where its peers do not (or the reverse)")
             headers.append(header)
+            if (header.flags ^ headers[0].flags) & _NARROW:
+                raise ProtocolError(
+                    header.source, "sends other hidden states than its peers: --wire-dtype differs"
+                )
             for column, part in zip(columns, parts, strict=True):
                 at = 0
                 for source in sources:
@@ -149,7 +154,10 @@ class MoeRelay(Relay):
         for part, (sources, count) in enumerate(packets(outs[0].sources, tokens, self._most)):
             buffer = self._buffer("rows", lane, part)
             end = 0
-            for column in columns:
+            if flags & _NARROW:
+                for source in sources:
+                    end += put(buffer.payload[end:], torch.from_numpy(columns[0][rows[source]]), True)
+            for column in columns[1:] if flags & _NARROW else columns:
                 for source in sources:
                     piece = column[rows[source]].reshape(-1).view(np.uint8)
                     buffer.payload[end : end + piece.nbytes] = piece
