@@ -150,6 +150,9 @@ all ids, and in one phase only the rows that a worker may need.
 
 {comparison}
 
+Not reproduced by the simulation: how far 1PC falls behind, and EGate's lead over AGate. Measured rates by wall clock
+are the run queue's where other work ran beside (see below).
+
 ![beside the whole system](ablation.png)
 
 ## Simulated
@@ -163,10 +166,9 @@ part in particular and hide the exchange.
 {shape[0]} attention and {shape[1]} MoE engine processes over UCX, {where}; a random qwen3_moe of 8 layers, hidden
 512, 32 experts top-4, 12 slots a worker. Decode, medians of {rounds} interleaved rounds, beside 2pc-1 + EGate + aebs;
 load average at the start {load:.1f} on {cores} cores. Where other work runs beside it, wall-clock rates tell of the
-run queue; CPU time per token, of all engines together, much less. Each hop wakes a process on the
-same cores, so the measured part
-shows what schemes and gatings cost a host, not what they save a network. A step's first layer is exchanged in one phase
-in all of them.
+run queue; CPU time per token, of all engines together, much less. Each hop wakes a process on the same cores, so the
+measured part shows what schemes and gatings cost a host, not what they save a network. A step's first layer is
+exchanged in one phase in all of them.
 
 {measurement}
 """
@@ -242,6 +244,8 @@ def measured(
         (*configuration, f"B={batch}"): statistics.median(found)
         for (configuration, batch), found in samples.items()
     }
+    for (configuration, batch), found in cpu.items():
+        values[(*configuration, f"B={batch}, per CPU second")] = 1 / statistics.median(found)
     table = [["exchange", "gating", "scheduling", *(f"B={batch}, tokens/s" for batch in batches)]]
     table[0] += [f"B={batch}, CPU ms/token" for batch in batches]
     for configuration in configurations:
