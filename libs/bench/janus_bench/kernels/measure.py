@@ -1,9 +1,9 @@
 """The kernels beside what the machine can do and beside torch, all in one run.
 
 Read bandwidth and the peak of fused multiply-adds are measured between the others, so that shares compare like
-with like on a noisy machine, and bandwidth on memory of the same kind. Torch has turns of its own: its threads keep
-a processor busy for a while after each call. On a machine with other work, one thread and the "cpu" clock leave out
-the time lent to others. One layer is 64 experts of hidden 1024 and inner 512, all with the same number of tokens.
+with like on a noisy machine, and bandwidth on memory of the same kind. Torch has turns of its own: its threads may
+keep a processor busy for a while after each call. On a machine with other work, one thread and the "cpu" clock
+leave out the time lent to others. One layer is 64 experts of hidden 1024 and inner 512, all with as many tokens.
 """
 
 from __future__ import annotations
