@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from janus_kernels.replay import ActiveSets
 from janus_placement import Budget, LayerRouting, Pool, Prices, judge, place, plan_change, stages, to_hosted
 from placement_cases import random_pool, routing, skewed_samples
 
@@ -89,6 +90,25 @@ def test_a_new_topic_is_worth_a_move(seed: int) -> None:
     refused = judge(current, change, after.draw([16], 256, 3), dear)
     assert not refused.go
     assert "costs" in refused.reason
+
+
+def test_what_saves_little_is_not_moved_for() -> None:
+    """One batch of ten gains one expert of five: 2% of a_max, however long the horizon."""
+    pool = Pool(num_experts=10, slots=(6, 6))
+    now = [[0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 4]]
+    better = [[0, 1, 2, 3, 5, 4], [6, 7, 8, 9, 4, 0]]
+    mask = np.ones((4000, 10), bool)
+    mask[::10] = [True] * 4 + [False] * 2 + [False] * 4  # 0..3 alone: 4 now, 3 with another host of 0
+    sets = ActiveSets.from_mask(mask)
+    change = plan_change(now, better, pool)
+    found = [
+        judge(
+            now, change, sets, Prices(seconds_per_expert=1, steps_per_second=1, load_seconds=0, least=least)
+        )
+        for least in (0.0, 0.01, 0.05)
+    ]
+    assert [v.go for v in found] == [True, True, False]
+    assert found[2].gain == pytest.approx(0.1) and "less than 5% of it" in found[2].reason
 
 
 def test_a_price_on_loads_keeps_them_few() -> None:

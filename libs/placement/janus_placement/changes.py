@@ -100,6 +100,8 @@ class Prices:
     """Seconds over which a change must have paid for itself."""
     doubt: float = 3.0
     """Standard errors that the saving is lowered by before it counts."""
+    least: float = 0.01
+    """Share of a layer's a_max that a change must save: less is not worth anybody's attention, whatever it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +142,13 @@ def judge(
     error = float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else np.inf
     sure = gain - prices.doubt * error
     saving = max(0.0, sure) * prices.seconds_per_expert * prices.steps_per_second * prices.horizon_s
+    least = prices.least * float(before.mean()) if len(before) else 0.0
     if sure <= 0:
         reason = f"a gain of {gain:.2f} +- {error:.2f} in a_max is not sure"
+    elif gain <= least:
+        reason = f"a gain of {gain:.2f} +- {error:.2f} in a_max is less than {prices.least:.0%} of it"
     elif saving <= cost:
         reason = f"saves {saving:.2f} s in {prices.horizon_s:.0f} s and costs {cost:.2f} s"
     else:
         reason = f"saves {saving:.2f} s in {prices.horizon_s:.0f} s for {cost:.2f} s of loading"
-    return Verdict(sure > 0 and saving > cost, gain, error, saving, cost, reason)
+    return Verdict(sure > 0 and gain > least and saving > cost, gain, error, saving, cost, reason)
