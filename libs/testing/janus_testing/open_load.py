@@ -105,9 +105,10 @@ class WorkerCount:
                     name, command = child.name(), child.cmdline()
                 except psutil.Error:
                     continue
-                # One that was forked is called by its worker's id; its command is the fork server's.
-                attention += name.startswith("attention-") or "janus_attention" in command
-                moe += name.startswith("moe-") or "janus_moe" in command
+                # One that was forked is called by its worker's id; its command is the fork server's, which names all.
+                own = [] if "janus_cli.prefork" in command else command
+                attention += name.startswith("attention-") or "janus_attention" in own
+                moe += name.startswith("moe-") or "janus_moe" in own
             self.rows.append((time.monotonic(), attention, moe))
 
     def worker_seconds(self, begin: float, end: float) -> float:
