@@ -381,3 +381,27 @@ async def test_an_epoch_follows_the_one_before_unless_somebody_was_lost(
     await coordination.register(ready("moe-3"))
     await keepers["moe-2"].close()
     assert await follows(3.0) == 0
+
+
+async def test_a_lease_that_ends_after_redis_came_back_is_not_waited_for(
+    coordination: Coordination, ready: Ready
+) -> None:
+    p = publisher(coordination, settle_s=0.0)
+    names = ("attention-0", "moe-0", "moe-1", "moe-2")
+    keepers = {n: await coordination.register(ready(n)) for n in names}
+    await p.round(time.monotonic())
+    calls = aioredis.Redis.from_url(coordination._redis.url)
+    await calls.flushall()
+    await calls.aclose()
+    for name in names[:3]:
+        await keepers[name].update(detail="here again")
+    await p.round(time.monotonic())
+    assert "waiting for moe-2 to renew" in p.status
+    await keepers["moe-2"].update(detail="here again")
+    await p.round(time.monotonic())
+    await keepers["moe-2"].close()  # it stops
+    for _ in range(2):
+        await p.round(time.monotonic())
+        await asyncio.sleep(0.05)
+    record = await coordination.cohort()
+    assert record is not None and [m.worker_id for m in record.moe] == ["moe-0", "moe-1"]

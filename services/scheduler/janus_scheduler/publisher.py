@@ -56,6 +56,8 @@ class Publisher:
         self._on_late = on_late
         self._dead: set[int] = set()
         self._silent: set[int] = set()
+        self._seen: set[int] = set()
+        """Members that have had a lease since Redis was last lost: of these a missing one says something."""
         self._wake: Callable[[], None] = lambda: None
         self._token: int | None = None
         self._blind_until = 0.0
@@ -111,13 +113,16 @@ class Publisher:
             self._on_leases(look.leases, members)
         self._ask_after(look.leases, members)
         gone = self._dead | self._silent
+        here = {lease.member for lease in look.leases}
+        ended = gone | (self._seen - here)
+        self._seen |= here
         leases = tuple(lease for lease in look.leases if lease.member not in gone)
         # A cohort whose layout cannot be read is of no use to anyone: form another.
         previous = self.cohort if self.layout is not None else None
         self._cuts.forget(lease.member for lease in look.leases)
         cut = self._cuts.found(cut_pairs(leases, previous) if previous is not None else (), now)
         reachable, reasons = without_cut(leases, cut)
-        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until, dead=gone)
+        decision = decide(reachable, previous, self._rules, patient=now < self._blind_until, dead=ended)
         self._log_refused((*decision.refused, *reasons))
         if isinstance(decision, Keep):
             self._settler.remaining(None, now)
@@ -206,6 +211,7 @@ class Publisher:
 
     def _lose_sight(self) -> None:
         """Workers renew within their time to live; until then a missing lease means nothing."""
+        self._seen.clear()
         self._blind_until = time.monotonic() + self._lease_ttl_s + ROUND_S
 
     async def _remember(self) -> None:
