@@ -73,10 +73,17 @@ def test_fixed_and_idle() -> None:
 def test_moved_streams_may_make_a_step_longer_by_a_quarter_of_a_second(cost: float) -> None:
     budget = PrefillBudget(most=512)
     assert budget.moved(4) == 64  # nothing is known yet
-    budget.observe(decoding=0, prompt_tokens=512, seconds=1.0)  # of no step alone
-    assert budget.moved(4) == 128
+    budget.observe(decoding=0, prompt_tokens=512, seconds=0.01 + 512 * cost)  # of no step alone
+    assert budget.moved(4) == pytest.approx(min(512, 0.25 * 512 / (0.01 + 512 * cost)), abs=1)
     budget.observe(decoding=4, prompt_tokens=0, seconds=0.1)
     budget.observe(decoding=4, prompt_tokens=20, seconds=0.1 + 20 * cost)
     assert budget.moved(4) == pytest.approx(min(512, 0.25 / cost), abs=1)
+    for _ in range(
+        32
+    ):  # small shares that noise makes dear; the large ones before them are forgotten after a while
+        budget.observe(decoding=4, prompt_tokens=2, seconds=0.3)
+    assert budget.moved(4) == 2
+    budget.observe(decoding=4, prompt_tokens=40, seconds=0.1)  # one that is not
+    assert budget.moved(4) == 100
     assert budget.moved(0) == 512
     assert PrefillBudget(most=512, fixed=64).moved(4) == 64

@@ -55,15 +55,12 @@ class PrefillBudget:
             return self.most
         if self.fixed:
             return min(self.fixed, self.most)
+        # Small shares of a step cost more per token than large ones: what a whole step has done in its time is a bound
+        # that the first large share raises at once, also for a worker that is new.
+        wanted = [_MOVED_S * tokens / seconds for tokens, seconds in self._loaded if seconds > 0]
         if self._alone and self._mixed:
-            wanted = self._within(_MOVED_S)
-        elif (
-            self._loaded
-        ):  # a worker that is new, or whose steps all carry prompts: a token costs no more than this
-            wanted = _MOVED_S * sum(n for n, _ in self._loaded) / sum(seconds for _, seconds in self._loaded)
-        else:
-            wanted = _FIRST_MOVED
-        return max(1, min(self.most, int(wanted)))
+            wanted.append(self._within(_MOVED_S))
+        return max(1, min(self.most, int(max(wanted, default=_FIRST_MOVED))))
 
     def _within(self, seconds: float) -> float:
         """Prompt tokens that make a step so much longer."""
