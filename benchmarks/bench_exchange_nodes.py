@@ -8,6 +8,7 @@ results/exchange_nodes.md and .png.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -27,6 +28,8 @@ from janus_transport.topology import NAMES, Scheme, Topology
 from machine import write
 
 DEADLINE_S = 540.0
+STEPS = 100
+"""Of a load, after which its choice is reported."""
 SHAPES = ((4, 4, (2, 2)), (8, 8, (2, 2)), (8, 16, (1, 2)))
 """m, n, nodes at which messages and bytes are counted."""
 
@@ -102,11 +105,11 @@ def measure(
 def auto(
     samples: dict[tuple[int, int], list[float]], total: int, chooser: Chooser, m: int
 ) -> tuple[Scheme, Scheme]:
-    """What the prediction chooses, and what measurement makes of it, fed with the first samples of each scheme."""
+    """What the prediction chooses, and what measurement makes of it, fed with the samples of each scheme in turn."""
     tokens = rows_of(total, m)
     predicted = chooser.choose(tokens, trial=False)[0]
-    feeds: dict[Scheme, Iterator[float]] = {s: iter(samples[total, s]) for s in Scheme}
-    for _ in range(9):
+    feeds: dict[Scheme, Iterator[float]] = {s: itertools.cycle(samples[total, s]) for s in Scheme}
+    for _ in range(STEPS):
         scheme, _ = chooser.choose(tokens)
         chooser.observe(tokens, scheme, next(feeds[scheme]))
     return predicted, chooser.choose(tokens, trial=False)[0]
