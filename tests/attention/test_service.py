@@ -148,10 +148,15 @@ async def test_a_drained_worker_ends_its_streams_where_another_can_go_on(served:
     """What is computed is delivered first, in order; then HANDOVER, and nothing is left."""
     host, stub = served
 
+    left_over: list[int] = []
+
     async def drain() -> None:
         host.draining = True
 
-    host.drain = drain  # type: ignore[attr-defined]
+    async def emptied() -> None:
+        left_over.append(len(host.streams))
+
+    host.drain, host.emptied = drain, emptied  # type: ignore[attr-defined]
     call = stub.Generate(request())
     seen = [(await call.read()).first_index for _ in range(3)]
     draining = stub.Drain(attention_pb2.AttentionServiceDrainRequest(hand_over=True), timeout=10)
@@ -163,6 +168,7 @@ async def test_a_drained_worker_ends_its_streams_where_another_can_go_on(served:
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "HANDOVER")
     assert seen == list(range(len(seen)))
     assert left.sequences_left == 0
+    assert left_over == [0], "it may leave the cohort once nothing is left, and not before"
     assert (await failure(stub.Generate(request()))).reason == "DRAINING"
 
 
