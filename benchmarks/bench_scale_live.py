@@ -1,6 +1,7 @@
 """What streams notice of scaling: 1 x 2 -> 3 x 4 -> 1 x 2 workers under load, over and over.
 
-``python benchmarks/bench_scale_live.py [--rounds 10] [--streams 8]``; a tiny random model. Prints one JSON object: the
+``python benchmarks/bench_scale_live.py [--rounds 10] [--streams 8] [--model DIR]``; a tiny random model if none is
+given. Prints one JSON object: the
 longest pause between two tokens of each stream while the mesh changed, beside the same with nothing happening, in
 seconds and in steps. A step is the median time between two tokens of a stream in the same window; ``--run-dir`` keeps
 the logs.
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--model", type=Path)
     options = parser.parse_args()
     in_steps: dict[str, list[float]] = {"nothing": [], "up": [], "down": []}
     steps: dict[str, list[float]] = {"nothing": [], "up": [], "down": []}
@@ -60,7 +62,7 @@ def main() -> None:
     found: dict[str, list[float]] = {"nothing": [], "up": [], "down": []}
     seconds: dict[str, list[float]] = {"up": [], "down": []}
     with tempfile.TemporaryDirectory() as folder:
-        model = make_tiny(Path(folder) / "tiny", family="qwen3_moe", seed=11)
+        model = options.model or make_tiny(Path(folder) / "tiny", family="qwen3_moe", seed=11)
         with LocalMesh(model, attention=1, experts=2, slots=4, run_dir=options.run_dir) as mesh:
             requests = make_requests(options.streams, seed=1, tokens=(150, 300))
             load = Load(mesh.grpc, requests, at_once=options.streams)

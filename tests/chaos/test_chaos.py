@@ -1,7 +1,7 @@
 """Streams under load while processes of every role are killed, frozen and restarted, and the mesh is scaled.
 
 ``make chaos``. ``CHAOS_SECONDS``, ``CHAOS_SEED``, ``CHAOS_STREAMS`` change it; what it did and measured is printed
-and kept in ``reports/chaos.json``. ``CHAOS_RUN_DIR`` keeps the mesh's logs.
+and kept in ``reports/chaos.json``. ``CHAOS_RUN_DIR`` keeps the mesh's logs, ``CHAOS_MODEL`` is another model than the tiny one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 STREAMS = int(os.environ.get("CHAOS_STREAMS", "50"))
 KEPT = os.environ.get("CHAOS_RUN_DIR", "")
+MODEL = os.environ.get("CHAOS_MODEL", "")
 SETTLE_S = 300.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 900)]
@@ -181,7 +182,7 @@ def leaked_keys(mesh: LocalMesh) -> list[str]:
 @pytest.mark.parametrize("gateway", [False, True], ids=["workers", "gateway-too"])
 def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
     with LocalMesh(
-        tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=16384,
+        MODEL or tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=16384,
         env={"JANUS_GATEWAY_RETRY_S": "240"}, run_dir=Path(KEPT) if KEPT else None,
     ) as mesh:  # fmt: skip
         load = Load(
