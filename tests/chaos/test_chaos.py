@@ -1,7 +1,8 @@
 """Streams under load while processes of every role are killed, frozen and restarted, and the mesh is scaled.
 
 ``make chaos``. ``CHAOS_SECONDS``, ``CHAOS_SEED``, ``CHAOS_STREAMS`` change it; what it did and measured is printed
-and kept in ``reports/chaos.json``. ``CHAOS_RUN_DIR`` keeps the mesh's logs, ``CHAOS_MODEL`` is another model than the tiny one.
+and kept in ``reports/chaos.json``. ``CHAOS_RUN_DIR`` keeps the mesh's logs, ``CHAOS_MODEL`` is another model than the
+tiny one.
 """
 
 from __future__ import annotations
