@@ -28,7 +28,8 @@ from janus_worker.lockstep import (
 
 _LOG = logging.getLogger("janus.worker")
 _REPORT_S = 1.0
-_FOREVER_S = 3600.0
+_LOOK_S = 5.0
+"""A sleep is interrupted so often to look whether something has come that did not wake it."""
 _SPANS_HELD = 4096
 LATE_S = 0.7
 """Whom a step has waited for so long is asked after; a long step costs a question, nothing else."""
@@ -177,7 +178,7 @@ class CohortEngine(abc.ABC):
         """
         started = now = time.monotonic()
         late = max(started + LATE_S, self._late_told + _LATE_EVERY_S)
-        stalled = now + (_FOREVER_S if quiet else self._stall_s)
+        stalled = now + (_LOOK_S if quiet else self._stall_s)
         while True:
             deadline = stalled if quiet or now >= late else min(late, stalled)
             if self._announced is not None:
@@ -197,6 +198,9 @@ class CohortEngine(abc.ABC):
                     raise Interrupted from None
                 now = time.monotonic()
                 if quiet:
+                    stalled = now + _LOOK_S
+                    if ready():
+                        _LOG.warning("a frame of epoch %d had come and did not wake this worker", self.inbox.epoch)
                     continue
                 if now < stalled:
                     self._told, self._late_told = True, now
