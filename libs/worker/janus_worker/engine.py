@@ -200,7 +200,9 @@ class CohortEngine(abc.ABC):
                 if quiet:
                     stalled = now + _LOOK_S
                     if ready():
-                        _LOG.warning("a frame of epoch %d had come and did not wake this worker", self.inbox.epoch)
+                        _LOG.warning(
+                            "a frame of epoch %d had come and did not wake this worker", self.inbox.epoch
+                        )
                     continue
                 if now < stalled:
                     self._told, self._late_told = True, now
