@@ -118,3 +118,41 @@ def test_links_made_ahead_are_parked_until_their_peers_join() -> None:
     send(old, 1, [2], 4)
     frame = new.peek(1)
     assert frame is not None and frame.header.step == 4 and new.rejected == 0
+
+
+def test_frames_that_came_over_a_failed_link_count_in_the_next_epoch() -> None:
+    a, b = make(1), make(2)
+    a.set_peers({2: address(b)})
+    b.set_peers({1: address(a)})
+    for step in range(3):
+        send(b, 2, [1], step, bytes([step]))
+    frame = a.peek(2)
+    assert frame is not None and frame.header.step == 0  # looked at, not consumed
+    for _ in range(2):  # and again
+        a._transport.disconnect(2)
+        assert a.lost(2)
+        a.set_peers({2: address(b)})
+    assert not a.lost(2)
+    send(b, 2, [1], 3)
+    for step in range(4):
+        frame = a.peek(2)
+        assert frame is not None and frame.header.step == step, "oldest first, none lost, none twice"
+        a.pop(2)
+    assert a.peek(2) is None
+    assert len(a._links[2].ring) == 4, "as many receives posted as ever"
+    for step in range(12):
+        send(b, 2, [1], step)
+        frame = a.peek(2)
+        assert frame is not None and frame.header.step == step
+        a.pop(2)
+
+
+def test_nothing_is_taken_over_from_another_incarnation() -> None:
+    a, b = make(1), make(2)
+    a.set_peers({2: address(b)})
+    b.set_peers({1: address(a)})
+    send(b, 2, [1], 5)
+    b._transport.close()
+    again = make(2)
+    a.set_peers({2: address(again)})
+    assert a.peek(2) is None

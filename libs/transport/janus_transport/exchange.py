@@ -72,6 +72,17 @@ class _Link:
         self.complained = False
 
 
+def _whole(request: Request) -> bool:
+    """Whether a receive has completed well."""
+    if not request.done():
+        return False
+    try:
+        request.check()
+    except TransportError:
+        return False
+    return True
+
+
 class Exchange:
     """Frames to and from the members of a cohort. Not thread safe."""
 
@@ -100,12 +111,17 @@ class Exchange:
         """Talk to exactly these members; those who stay are left as they are. ``remote``: those on other nodes.
 
         The link of a living member that leaves is parked, as it may return: closing it would break the other
-        side's. A link that has failed is closed, and one of a member that stays is then made anew. Raises
+        side's. A link that has failed is closed, and one of a member that stays is then made anew; what had come
+        over it counts, since the other side may have been first to make it anew, and send. Raises
         PeerLost when one cannot be made; those not yet connected then wait for the next call.
         """
         self._remote = frozenset(remote)
+        came: dict[int, _Link] = {}
         for member in [m for m, a in self._addresses.items() if peers.get(m, a) != a or self._failed(m)]:
-            self._close(member)
+            stays = peers.get(member) == self._addresses[member]
+            link = self._close(member)
+            if stays:
+                came[member] = link
         for member in [m for m in self._links if m not in peers]:
             self._parked[member] = self._links.pop(member)
         while len(self._parked) > _PARKED:
@@ -114,7 +130,7 @@ class Exchange:
             if member in self._parked:
                 self._links[member] = self._parked.pop(member)
             elif member not in self._links:
-                self._connect(member, address)
+                self._connect(member, address, came.get(member))
 
     def prepare(self, peers: Mapping[int, bytes]) -> None:
         """Link to members who may become peers, and keep the links parked. Each is sent a note that means nothing, for
@@ -128,19 +144,23 @@ class Exchange:
             self.send([member], header, note)
             self._parked[member] = self._links.pop(member)
 
-    def _connect(self, member: int, address: bytes) -> None:
+    def _connect(self, member: int, address: bytes, came: _Link | None = None) -> None:
+        """``came``: the member's last link, of which whole frames are taken over, oldest first."""
         self._transport.connect(member, address)
         self._addresses[member] = address
         link = self._links[member] = _Link()
+        if came is not None:
+            link.ring.extend(entry for entry in came.ring if _whole(entry[0]))
+            link.frame = came.frame
         for _ in range(self._depth):
             buffer = np.empty(HEADER_BYTES + self._max_payload, np.uint8)
             self._post(member, link, buffer, self._transport.prepare(buffer))
 
-    def _close(self, member: int) -> None:
+    def _close(self, member: int) -> _Link:
         self._transport.disconnect(member)
         del self._addresses[member]
-        self._links.pop(member, None)
-        self._parked.pop(member, None)
+        link = self._links.pop(member, None)
+        return self._parked.pop(member) if link is None else link
 
     def allocate(self) -> SendBuffer:
         """A buffer for frames of up to ``max_payload`` bytes."""
@@ -221,7 +241,8 @@ class Exchange:
             raise TransportError(f"no frame of member {peer} to consume")
         link.frame = None
         _, buffer, handle = link.ring.popleft()
-        self._post(peer, link, buffer, handle)
+        if len(link.ring) < self._depth:
+            self._post(peer, link, buffer, handle)
 
     def pluck(self, peer: int, kind: Kind) -> Header | None:
         """Header of the oldest frame of a kind among those that wait, which is consumed out of turn; or None."""

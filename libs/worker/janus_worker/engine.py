@@ -128,6 +128,7 @@ class CohortEngine(abc.ABC):
             except Interrupted:
                 continue
             except NewerEpoch as newer:
+                _LOG.info("step %d abandoned: %s", self.step, newer)
                 self._leave(str(newer))
             except PeerLost as lost:
                 self._fault(lost.member, "is gone")

@@ -50,7 +50,7 @@ def without_cut(leases: Sequence[Lease], pairs: Iterable[Pair]) -> tuple[list[Le
             return list(staying.values()), (*reasons, f"cut off from each other, but both needed: {names}")
         others = sorted(staying[m].worker_id for pair in left if gone in pair for m in pair if m != gone)
         name = staying.pop(gone).worker_id
-        reasons.append(f"{name}: its link to {', '.join(others)} is cut (each waited for the other)")
+        reasons.append(f"{name}: its link to {', '.join(others)} is cut (waited for in vain)")
         left = {pair for pair in left if gone not in pair}
     return list(staying.values()), tuple(reasons)
 

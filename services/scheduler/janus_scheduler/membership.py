@@ -53,8 +53,8 @@ class Form:
     reason: str
     refused: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
-    """Members of the cohort in force that are gone: its steps stand still until the next one. Without any, those that
-    are under way can be finished first."""
+    """Members of the cohort in force that are gone, or why else its steps stand still until the next one. Without any,
+    those that are under way can be finished first."""
 
 
 Decision = Keep | Wait | Form
@@ -105,6 +105,17 @@ def decide(
         reason=_change(previous, attention, moe, leaving, rules),
         refused=refused,
         lost=_lost(previous, (*attention, *moe), leaving),
+    )
+
+
+def anew(leases: Iterable[Lease], previous: CohortRecord, reason: str) -> Form:
+    """The cohort in force under a new epoch, whose members abandon the step under way. All have a lease."""
+    of = {lease.member: lease for lease in leases}
+    return Form(
+        attention=tuple(of[m.member] for m in previous.attention),
+        moe=tuple(of[m.member] for m in previous.moe),
+        reason=reason,
+        lost=(reason,),
     )
 
 

@@ -13,8 +13,9 @@ from janus_runtime.errors import JanusError, StaleLeader
 from janus_runtime.records import CohortRecord, LayoutRecord, Lease
 
 from janus_scheduler.cuts import Cuts, cut_pairs, without_cut
-from janus_scheduler.membership import Form, Keep, Rules, Settler, Wait, decide, to_member
+from janus_scheduler.membership import Form, Keep, Rules, Settler, Wait, anew, decide, to_member
 from janus_scheduler.placement import build_layout
+from janus_scheduler.standstill import Standstill
 
 log = logging.getLogger("janus.scheduler")
 
@@ -51,6 +52,7 @@ class Publisher:
         self._lease_ttl_s = lease_ttl_s
         self._settler = Settler(settle_s)
         self._cuts = Cuts()
+        self._standstill = Standstill()
         self._on_status = on_status
         self._on_leases = on_leases
         self._on_late = on_late
@@ -120,9 +122,16 @@ class Publisher:
         # A cohort whose layout cannot be read is of no use to anyone: form another.
         previous = self.cohort if self.layout is not None else None
         self._cuts.forget(lease.member for lease in look.leases)
-        cut = self._cuts.found(cut_pairs(leases, previous) if previous is not None else (), now)
+        still = self._standstill.found(leases, previous, now) if previous is not None else None
+        pairs = cut_pairs(leases, previous) if previous is not None else set()
+        cut = self._cuts.found(pairs | still.pairs if still is not None else pairs, now)
         reachable, reasons = without_cut(leases, cut)
         decision = decide(reachable, previous, self._rules, patient=now < self._blind_until, dead=ended)
+        if still is not None:
+            log.warning("epoch %d stands still: %s", self.cohort.epoch if self.cohort else 0, still.reason)
+            if isinstance(decision, Keep) and previous is not None:
+                await self._publish(anew(reachable, previous, "the step is started anew"), leases)
+                return ROUND_S
         self._log_refused((*decision.refused, *reasons))
         if isinstance(decision, Keep):
             self._settler.remaining(None, now)
