@@ -194,3 +194,39 @@ def test_streams_moved_here_come_before_new_prompts_and_as_a_whole() -> None:
         pieces = batcher.next_batch()
     assert not any(seq.moved for seq in moved)
     assert any(p.seq.id < 10 for p in pieces)
+
+
+def test_a_new_prompt_gets_on_though_streams_are_moved_here_in_every_step() -> None:
+    budget = PrefillBudget(most=64, fixed=32)
+    batcher = Batcher(BlockPool(4000, 16), max_batch_tokens=64, max_sequences=500, budget=budget)
+    batcher.others_decode = True
+    new = make(0, 100, 5)
+    batcher.add(new)
+    steps = 0
+    while not new.generated:
+        steps += 1
+        assert steps < 50, f"{new.computed} tokens after 50 steps"
+        moved = make(steps, 60, 50)
+        moved.waited_ms = 1000
+        batcher.add(moved)
+        pieces = batcher.next_batch()
+        assert sum(p.count for p in pieces if not p.decodes) <= 64
+        assert sum(p.count for p in pieces if p.seq is new) <= 16
+        step(batcher, pieces)
+    assert steps >= 25, "a block in five steps: those moved come first"
+
+
+def test_of_moved_streams_the_one_whose_client_asked_first_comes_first() -> None:
+    batcher = Batcher(BlockPool(400, 16), max_batch_tokens=512, max_sequences=1)
+    waits = {1: 0, 2: 5, 3: 70_000, 4: 9000, 5: 0}
+    for number, waited in waits.items():
+        seq = make(number, 20, 50)
+        seq.waited_ms = waited
+        batcher.add(seq)
+    assert [seq.id for seq in batcher.waiting] == [3, 4, 2, 1, 5]
+    again = make(6, 20, 50)
+    again.tokens.append(7)
+    again.resumed, again.waited_ms = 1, 20_000
+    assert again.moved
+    batcher.add(again)
+    assert [seq.id for seq in batcher.waiting] == [3, 6, 4, 2, 1, 5]

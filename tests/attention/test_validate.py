@@ -12,11 +12,18 @@ from janus_wire.v1 import attention_pb2, common_pb2
 LIMITS = Limits(vocab_size=100, context=32, eos_ids=(2, 3))
 
 
-def request(prompt: list[int], resumed: list[int] | None = None, priority: int = 0, **sampling: Any) -> Any:
+def request(
+    prompt: list[int],
+    resumed: list[int] | None = None,
+    priority: int = 0,
+    waited_ms: int = 0,
+    **sampling: Any,
+) -> Any:
     return attention_pb2.AttentionServiceGenerateRequest(
         prompt_token_ids=prompt,
         resumed_token_ids=resumed or [],
         priority=priority,
+        waited_ms=waited_ms,
         sampling=common_pb2.SamplingParams(**sampling),
     )
 
@@ -33,6 +40,7 @@ def choices(*texts: str) -> Any:
         (request([1], resumed=[400], temperature=0), "resumed_token_ids"),
         (request([1] * 32, temperature=0), "prompt_token_ids"),
         (request([1], resumed=[5] * 31, temperature=0), "prompt_token_ids"),
+        (request([1], temperature=0, waited_ms=1 << 60), "waited_ms"),
         (request([1], temperature=-0.5), "sampling.temperature"),
         (request([1], temperature=float("nan")), "sampling.temperature"),
         (request([1], temperature=0, top_p=0), "sampling.top_p"),

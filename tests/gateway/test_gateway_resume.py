@@ -54,6 +54,8 @@ async def test_a_stream_goes_on_at_another_worker_token_for_token(bare: Mesh, co
     resumed = [r for r in second.requests if r.resumed_token_ids]
     assert resumed
     assert {len(r.resumed_token_ids) for r in resumed} == {7}
+    assert all(bool(r.waited_ms) == (code != "RESOURCE_EXHAUSTED") for r in resumed)
+    assert not any(r.waited_ms for w in (first, second) for r in w.requests if not r.resumed_token_ids)
 
 
 async def test_a_frozen_worker_that_leaves_the_cohort_loses_its_streams(bare: Mesh) -> None:
@@ -83,6 +85,20 @@ async def test_a_worker_that_is_killed_in_mid_stream(bare: Mesh) -> None:
     assert [a.json()["choices"][0]["text"] for a in answers] == [text(bare, seed) for seed in range(1, 7)]
     async with httpx.AsyncClient(base_url=bare.http) as client:
         assert "janus_gateway_resumed_streams_total 3.0" in (await client.get("/metrics")).text
+
+
+async def test_a_stream_lost_before_its_first_token_is_said_to_have_waited(bare: Mesh) -> None:
+    first, second = await pair(bare)
+    for worker in (first, second):
+        worker.fail_after = 0
+    request = asyncio.create_task(complete(bare, seed=9))
+    await until(lambda: len(first.requests) + len(second.requests) >= 2)
+    await asyncio.sleep(0.2)
+    first.fail_after = second.fail_after = None
+    assert (await request).json()["choices"][0]["text"] == text(bare, 9)
+    waits = sorted(r.waited_ms for w in (first, second) for r in w.requests)
+    assert waits[0] == 0 < waits[1] and 200 <= waits[-1] < 20_000
+    assert not any(r.resumed_token_ids for w in (first, second) for r in w.requests)
 
 
 async def test_the_same_worker_once_it_is_back(bare: Mesh) -> None:
@@ -138,6 +154,7 @@ async def test_workers_that_are_full_make_429_at_once(bare: Mesh) -> None:
     assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
     assert time.monotonic() - began < 2
     assert [len(w.requests) for w in bare.workers] == [1, 1]
+    assert not any(r.waited_ms for w in bare.workers for r in w.requests), "no one had begun it"
 
 
 async def test_load_is_spread_and_draining_workers_are_left_alone(bare: Mesh) -> None:

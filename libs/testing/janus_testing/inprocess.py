@@ -273,7 +273,7 @@ class InProcessMesh:
         self.attention[worker].send(
             {
                 "t": "submit", "id": number, "prompt": list(prompt), "resumed": list(resumed), "logits": logits,
-                "sampling": merged, "trace": trace, "priority": priority,
+                "sampling": merged, "trace": trace, "priority": priority, "waited_ms": 0,
             }
         )  # fmt: skip
         return number

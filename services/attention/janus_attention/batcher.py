@@ -13,6 +13,8 @@ from janus_attention.budget import PrefillBudget, share
 from janus_attention.drafter import Drafter
 from janus_attention.sequence import Sequence
 
+_PATIENCE = 4
+"""Steps that streams from elsewhere may take whole, before new prompts have a part of one again."""
 _PREFILLS = 8
 """Most prompts under way at a time: they share the budget, and each holds blocks for all of its tokens."""
 
@@ -51,9 +53,10 @@ class Piece:
 class Batcher:
     """Running and waiting sequences of one attention worker.
 
-    A sequence's rank is its priority, then its arrival, those that were under way elsewhere before new ones. Streams
-    that decode come first, each one token (and drafts); then those under way elsewhere, one after the other, within a
-    budget of their own; then up to eight prompts share what the prefill budget leaves, those longest not served first;
+    A sequence's rank is its priority; then those that were elsewhere before, by when their clients asked; then new
+    ones by arrival. Streams that decode come first, each one token (and drafts); then those from elsewhere, one after
+    the other, within a budget of their own; then up to eight prompts share what the prefill budget leaves (a block's
+    tokens, when they have had nothing for four steps), those longest not served first;
     then waiting sequences are admitted by rank, each with blocks for all of its tokens. When blocks run out the
     lowest in rank gives its own up and is computed again later: nothing fails, nothing is lost. Only those of
     lower rank are preempted for someone, so the first in rank always gets on.
@@ -130,8 +133,12 @@ class Batcher:
         if prompts:
             left = self.budget.tokens(decoding)
             if any(seq.moved for seq in prompts):
-                left -= self._move([s for s in prompts if s.moved], self.budget.moved(decoding), pieces)
-                prompts = [s for s in prompts if not s.moved]
+                new = [s for s in prompts if not s.moved]
+                waited = any(self._step - max(s.served, s.admitted) > _PATIENCE for s in new)
+                least = min(left, self.pool.block_size) if waited else 0
+                budget = min(self.budget.moved(decoding), self._left - least)
+                left = max(least, left - self._move([s for s in prompts if s.moved], budget, pieces))
+                prompts = new
             left = max(0, min(self._left, left))
             shares = share(left, [seq.pending for seq in prompts], self.pool.block_size)
             for seq, count in zip(prompts, shares, strict=True):
@@ -199,14 +206,17 @@ class Batcher:
                 self._preempt(victim, pieces)
                 full = False
             self.waiting.remove(seq)
+            seq.admitted = self._step
             bisect.insort(self.running, seq, key=_rank)
             prefills += not seq.moved
             if seq.pending == 1:
                 self._decode(seq, pieces)
 
 
-def _rank(seq: Sequence) -> tuple[int, bool, int]:
-    return seq.priority, not seq.resumed, seq.arrival
+def _rank(seq: Sequence) -> tuple[int, bool, int, int]:
+    # Where streams are moved again and again, one that comes last each time would never have a token.
+    asked_ns = seq.arrived_ns - 1_000_000 * seq.waited_ms if seq.again else 0
+    return seq.priority, not seq.again, asked_ns, seq.arrival
 
 
 def _turn(seq: Sequence) -> tuple[int, int, int]:

@@ -170,7 +170,7 @@ class AttentionEngine(CohortEngine):
             id=body["id"], prompt=len(body["prompt"]), tokens=body["prompt"] + body["resumed"],
             sampling=Sampling.from_message(body["sampling"]), resumed=len(body["resumed"]),
             trace=Trace(trace_id=trace[0], span_id=trace[1]) if trace else None, want_logits=body["logits"],
-            priority=body["priority"],
+            priority=body["priority"], waited_ms=body["waited_ms"],
         )  # fmt: skip
         self._sequences[seq.id] = seq
         self.counters.requests += 1

@@ -94,10 +94,14 @@ class Sequence:
     """Of the blocks that its tokens fill, as far as anyone asked (blocks.py)."""
     priority: int = 0
     """Lower goes first, and gives blocks up last."""
+    waited_ms: int = 0
+    """Since its client asked, when another worker had it before; 0: this is its first."""
     arrival: int = 0
     """Number among the worker's sequences."""
     served: int = 0
     """Number of the last step that it took part in."""
+    admitted: int = 0
+    """Number of the step in which it began to run."""
     cancelled: bool = False
     arrived_ns: int = field(default_factory=time.time_ns)
     started_ns: int = 0
@@ -116,8 +120,13 @@ class Sequence:
 
     @property
     def moved(self) -> bool:
-        """Whether it was under way at another worker, and has had no token here yet: its reader waits."""
-        return 0 < self.resumed == self.generated
+        """Whether it was at another worker, and has had no token here yet: its reader waits."""
+        return self.again and self.resumed == self.generated
+
+    @property
+    def again(self) -> bool:
+        """Whether another worker had it before."""
+        return bool(self.resumed or self.waited_ms)
 
     def finish_after(self, token: int, context: int) -> Finish | None:
         """Whether ``token``, just appended, is the last one."""

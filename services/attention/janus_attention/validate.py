@@ -13,6 +13,7 @@ from janus_attention.guide import FIELD
 
 _MAX_LOGPROBS = 20
 _MAX_PRIORITY = 1000
+_MAX_WAITED_MS = 1 << 53
 _MAX_STOP_IDS = 1024
 _MAX_BIASES = 1024
 _MAX_GUIDE_BYTES = 256 * 1024
@@ -60,6 +61,7 @@ def submission(request: attention_pb2.AttentionServiceGenerateRequest, limits: L
         )  # fmt: skip
     most = _MAX_PRIORITY
     _between("priority", request.priority, -most, most, f"{-most}..{most}; lower is earlier")
+    _between("waited_ms", request.waited_ms, 0, _MAX_WAITED_MS, f"0..{_MAX_WAITED_MS} milliseconds")
     return {
         "t": "submit",
         "prompt": prompt,
@@ -69,6 +71,7 @@ def submission(request: attention_pb2.AttentionServiceGenerateRequest, limits: L
         ),
         "logits": request.return_logits,
         "priority": request.priority,
+        "waited_ms": request.waited_ms,
     }
 
 

@@ -176,6 +176,7 @@ class Generator:
         give_up = job.deadline
         full: set[int] = set()
         lost: JanusError | None = None
+        moved = False
         for response in job.entry.made(job.index) if job.entry is not None else ():
             for piece in _take(response, answer):
                 yield piece
@@ -192,7 +193,9 @@ class Generator:
             before = len(answer.ids)
             span.set_attribute("janus.worker", target.worker.worker_id)
             try:
-                async with contextlib.aclosing(self._from(target, job, answer, clock, span)) as pieces:
+                async with contextlib.aclosing(
+                    self._from(target, job, answer, clock, span, moved=moved)
+                ) as pieces:
                     async for piece in pieces:
                         if before and len(answer.ids) == before + 1:
                             self._metrics.resumed()
@@ -211,6 +214,7 @@ class Generator:
                     give_up = time.monotonic() + self._settings.retry_s
                     full.clear()
                 lost = loss.cause
+                moved = moved or not isinstance(lost, ResourceExhausted)
                 if isinstance(lost, ResourceExhausted) and not answer.ids:
                     full.add(target.worker.member)
                     if full >= self._pool.members():
@@ -243,18 +247,20 @@ class Generator:
             return target
 
     async def _from(
-        self, target: Target, job: Job, answer: Answer, clock: _Clock, span: trace.Span
+        self, target: Target, job: Job, answer: Answer, clock: _Clock, span: trace.Span, *, moved: bool
     ) -> AsyncGenerator[Piece, None]:
-        """The answer's further pieces, by one worker. _Lost when it can go on elsewhere."""
+        """The answer's further pieces, by one worker. _Lost when it can go on elsewhere. ``moved``: it was that."""
+        now = time.monotonic()
         request = attention_pb2.AttentionServiceGenerateRequest(
             request_id=job.request_id,
             prompt_token_ids=job.prompt,
             resumed_token_ids=answer.ids,
             sampling=job.sampling,
             priority=job.priority,
+            waited_ms=1 + int(1000 * (now - job.started)) if moved else 0,
         )
         with trace.use_span(span):  # the call's metadata names the span as parent
-            call = target.stub.Generate(request, timeout=max(0.001, job.deadline - time.monotonic()))
+            call = target.stub.Generate(request, timeout=max(0.001, job.deadline - now))
         target.calls.add(call)
         try:
             async for response in call:

@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttentionServiceGenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "resumed_token_ids", "sampling", "return_logits", "priority")
+    __slots__ = ("request_id", "prompt_token_ids", "resumed_token_ids", "sampling", "return_logits", "priority", "waited_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     RETURN_LOGITS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    WAITED_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     resumed_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: _common_pb2.SamplingParams
     return_logits: bool
     priority: int
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., resumed_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., return_logits: _Optional[bool] = ..., priority: _Optional[int] = ...) -> None: ...
+    waited_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., resumed_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., return_logits: _Optional[bool] = ..., priority: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
 
 class AttentionServiceGenerateResponse(_message.Message):
     __slots__ = ("token_ids", "first_index", "finish_reason", "logprobs", "logits", "queue_us")
