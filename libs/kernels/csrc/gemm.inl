@@ -223,14 +223,14 @@ void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int6
     (void)after;
     const auto plain = [&](auto type, const auto &out) {
         using W = decltype(type);
-        const auto *data = static_cast<const typename W::T *>(w.data);
-        panels<Plain<W>>(x, tokens, k, [=](int64_t n) { return data + n * k; }, n0, n1, out);
+        const auto data = static_cast<typename W::Row>(w.data);
+        panels<W>(x, tokens, k, [=](int64_t n) { return data + n * k; }, n0, n1, out);
     };
     switch (w.dtype) {
-        case DType::f32: return plain(F32{}, out);
-        case DType::bf16: return plain(BF16{}, out);
-        case DType::f16: return plain(F16{}, out);
-        case DType::i8: return plain(I8{}, scaled);
+        case DType::f32: return plain(Plain<F32>{}, out);
+        case DType::bf16: return tokens > PairedBF16::kFew ? plain(Plain<BF16>{}, out) : plain(PairedBF16{}, out);
+        case DType::f16: return plain(Plain<F16>{}, out);
+        case DType::i8: return plain(Plain<I8>{}, scaled);
         case DType::i4: {
             const auto *data = static_cast<const uint8_t *>(w.data);
             const int shift = __builtin_ctzll(w.group);

@@ -5,17 +5,19 @@
 // processor fetches four long streams by itself, faster than any instruction asks it to. Token rows are packed in
 // the order in which they are read; beyond a few tokens, so are the four weight rows, widened once for all of them.
 
-constexpr int64_t kFew = 8;           // tokens, at most, for which weights are taken as they lie
-constexpr int64_t kFewNibbles = 3;    // of int4, whose widening costs more
-constexpr int64_t kFewChunk = 32;     // sixteens of a row that all tokens take before the next ones
+constexpr int64_t kFewChunk = 32;  // sixteens of a row that all tokens take before the next ones
 constexpr int64_t kManyChunk = 64;
 
-// Element types of weights, a row of them, and how sixteens are read: the half that begins at element i of a row.
+// Element types of weights, a row of them, and how sixteens are read: one half of those that begin at element i of a
+// row. kPaired: the halves are the even and the odd elements, and so are those of the tokens; else the first and the
+// last eight. kFew: tokens, at most, for which weights are taken as they lie; the dearer it is to widen them, the fewer.
 template <class W>
 struct Plain {
     using Row = const typename W::T *;
     static constexpr int kSteps = 1;  // sixteens that are read together
     static constexpr int64_t kBits = 8 * sizeof(typename W::T);
+    static constexpr bool kPaired = false;
+    static constexpr int64_t kFew = std::is_same_v<W, F32> ? 32 : 8;
     struct Sixteens {
         Row row;
     };
@@ -23,6 +25,18 @@ struct Plain {
     template <int P>
     static Part load(const Sixteens &s) { return W::load(s.row + P * kWidth); }
     static const char *bytes_at(Row row, int64_t i) { return reinterpret_cast<const char *>(row + i); }
+};
+
+// bf16 in one operation for eight elements, where in order it takes two.
+struct PairedBF16 : Plain<BF16> {
+    static constexpr bool kPaired = true;
+    static constexpr int64_t kFew = 32;
+    static __m256i at(Row row, int64_t i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row + i)); }
+    template <int P>
+    static Part load(__m256i both) {
+        return _mm256_castsi256_ps(P ? _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))
+                                     : _mm256_slli_epi32(both, 16));
+    }
 };
 
 struct Nibbles {
@@ -33,6 +47,8 @@ struct Nibbles {
     };
     static constexpr int kSteps = 2;
     static constexpr int64_t kBits = 4;
+    static constexpr bool kPaired = false;
+    static constexpr int64_t kFew = 3;
     struct Sixteens {
         const uint8_t *data;
         Part scale, shift;
@@ -46,16 +62,30 @@ struct Nibbles {
     static const char *bytes_at(const Row &row, int64_t i) { return reinterpret_cast<const char *>(row.data + i / 2); }
 };
 
+// Sixteen elements of a token as the two halves that W's come in.
+template <class W>
+JANUS_INLINE void halve(const float *from, Part (&halves)[kParts]) {
+    const Part low = load(from), high = load(from + kWidth);
+    halves[0] = low, halves[1] = high;
+    if (!W::kPaired) return;
+    const auto in_order = [](Part both) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(both), 0xd8)); };
+    halves[0] = in_order(_mm256_shuffle_ps(low, high, 0x88)), halves[1] = in_order(_mm256_shuffle_ps(low, high, 0xdd));
+}
+
 // A token into its place c of a group of `count`: elements in chunks of so many sixteens; of a chunk first one half
 // of all its sixteens, then the other, each [sixteens][count][kWidth]. So a single token stays in order. What is past
 // a whole number of sixteens is a chunk of its own, with zeros after it.
+template <class W>
 inline void pack_token(const float *x, int64_t k, int64_t chunk, int count, int c, float *to) {
     const int64_t whole = k / kLanes;
     const auto put = [&](const float *from, int64_t s, int64_t first, int64_t size) {
         float *at = to + (first * kParts * count + (s - first) * count + c) * kWidth;
-        for (int p = 0; p < kParts; ++p) store(at + p * size * count * kWidth, load(from + p * kWidth));
+        Part halves[kParts];
+        halve<W>(from, halves);
+        for (int p = 0; p < kParts; ++p) store(at + p * size * count * kWidth, halves[p]);
     };
-    if (count == 1) std::memcpy(to, x, whole * kLanes * sizeof(float));
+    if (count == 1)
+        for (int64_t s = 0; s < whole; ++s) put(x + s * kLanes, s, s, 1);
     else
         for (int64_t first = 0; first < whole; first += chunk) {
             const int64_t size = std::min(chunk, whole - first);
@@ -152,11 +182,14 @@ JANUS_NOINLINE void packed_panel(const float *w, const float *x, int64_t steps, 
 }
 
 // The products of four rows by C tokens: to[c][r * apart], token rows of kBlockRows.
-template <int C>
+template <class W, int C>
 JANUS_INLINE void finish_panel(const float *sums, float *to, int64_t apart) {
     const auto half = [&](int r, int c) {
         const float *at = sums + (r * C + c) * kWidth;
-        return fold(at, at + 4 * C * kWidth);
+        if (!W::kPaired) return fold(at, at + 4 * C * kWidth);
+        Part even = load(at), odd = load(at + 4 * C * kWidth);
+        interleave(even, odd);
+        return add(even, odd);
     };
     for (int c = 0; c < C; c += 2) {
         Half eight[8];
@@ -171,10 +204,10 @@ JANUS_INLINE void finish_panel(const float *sums, float *to, int64_t apart) {
 // row(n): a row of the weights.
 template <class W, class X, class RowOf, class Out>
 void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0, int64_t n1, const Out &out) {
-    constexpr int64_t few = W::kSteps == 1 ? kFew : kFewNibbles, room = 4 * kTokens * kLanes;
+    constexpr int64_t room = 4 * kTokens * kLanes;
     const int64_t whole = k / kLanes * kLanes, padded = (k + kLanes - 1) / kLanes * kLanes;
     const int64_t groups = (tokens + kTokens - 1) / kTokens, passes = tokens == 1 ? 1 : groups * kParts;
-    const bool pack = tokens > few;
+    const bool pack = tokens > W::kFew;
     const int64_t chunk = tokens == 1 ? std::max<int64_t>(1, whole / kLanes) : pack ? kManyChunk : kFewChunk;
     float *packed = scratch(4, tokens * padded), *sums = scratch(3, groups * room);
     float *results = scratch(5, tokens * kBlockRows), *wide = scratch(0, 4 * kLanes * kManyChunk);
@@ -190,7 +223,7 @@ void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0,
         }
     };
     each_group([&](auto size, int64_t t0, float *) {
-        for (int c = 0; c < size; ++c) pack_token(x(t0 + c), k, chunk, size, c, packed + t0 * padded);
+        for (int c = 0; c < size; ++c) pack_token<W>(x(t0 + c), k, chunk, size, c, packed + t0 * padded);
     });
     // Both halves of `wide`, elements [i0, i1), by all tokens.
     const auto by_all = [&](int64_t i0, int64_t i1, Ask ask) {
@@ -231,7 +264,7 @@ void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0,
                     by_all(whole, padded, Ask{});
                 }
             each_group([&](auto size, int64_t t0, float *mine) {
-                finish_panel<decltype(size)::value>(mine, results + t0 * kBlockRows + i, quarter);
+                finish_panel<W, decltype(size)::value>(mine, results + t0 * kBlockRows + i, quarter);
             });
         }
         for (int64_t t = 0; t < tokens; ++t) out(t, n, results + t * kBlockRows, count);
