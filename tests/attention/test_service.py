@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from janus_attention.moving import KvMover
 from janus_attention.service import AttentionServicer
 from janus_attention.streams import Streams
 from janus_attention.validate import Limits
@@ -29,6 +30,8 @@ class Settings:
     max_sequences: int = 4
     max_waiting: int = 4
     guide_timeout_s: float = 0.3
+    block_size: int = 16
+    prefix_cache: bool = False
 
 
 @dataclass
@@ -42,6 +45,9 @@ class Host:
     script: str = "tokens"
     sent: list[dict[str, Any]] = field(default_factory=list)
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mover = KvMover(self, "model")  # type: ignore[arg-type]
 
     @property
     def engine(self) -> Host:

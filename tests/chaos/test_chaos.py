@@ -186,7 +186,7 @@ def leaked_keys(mesh: LocalMesh) -> list[str]:
 def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
     with LocalMesh(
         MODEL or tiny, attention=2, experts=3, slots=4, start_deadline_s=240, kv_tokens=16384,
-        env={"JANUS_GATEWAY_RETRY_S": "240"}, run_dir=Path(KEPT) if KEPT else None,
+        env={"JANUS_GATEWAY_RETRY_S": f"{STREAM_S if MODEL else 240:g}"}, run_dir=Path(KEPT) if KEPT else None,
     ) as mesh:  # fmt: skip
         load = Load(
             mesh.grpc, make_requests(STREAMS, seed=SEED), at_once=STREAMS, resume=gateway, timeout_s=STREAM_S

@@ -6,12 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import grpc
 import psutil
 import pytest
+import redis
 from janus_runtime.errors import FailedPrecondition, NotFound
 from janus_testing import LocalMesh
 from janus_testing.load import Load, make_requests
+from janus_wire.v1 import attention_pb2, attention_pb2_grpc
 
 pytestmark = [pytest.mark.timeout(480), pytest.mark.slow]
 
@@ -21,6 +25,24 @@ def janus(mesh: LocalMesh, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "janus_cli", *arguments, "--run-dir", str(mesh.run_dir)],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def worker_stats(mesh: LocalMesh) -> dict[str, attention_pb2.AttentionServiceGetStatsResponse]:
+    """What the attention workers count."""
+    found = {}
+    for lease in leases(mesh):
+        if lease["role"] == "attention":
+            with grpc.insecure_channel(lease["grpc_address"]) as channel:
+                stub = attention_pb2_grpc.AttentionServiceStub(channel)
+                found[lease["worker_id"]] = stub.GetStats(
+                    attention_pb2.AttentionServiceGetStatsRequest(), timeout=10
+                )
+    return found
+
+
+def leases(mesh: LocalMesh) -> list[dict[str, Any]]:
+    with redis.Redis.from_url(mesh.redis_url) as client:
+        return [json.loads(text) for text in client.mget(list(client.scan_iter("*}:lease:*"))) if text]
 
 
 def names(mesh: LocalMesh, role: str) -> list[str]:
@@ -78,3 +100,21 @@ def test_a_drained_worker_hands_its_streams_over_and_shows_it(tiny: Path) -> Non
         assert mesh.scale(attention=2)["started"] == ["attention-0"]
         status = janus(mesh, "status", "--json")
         assert json.loads(status.stdout)["attention"] == ["attention-1", "attention-0"]
+
+
+def test_the_keys_and_values_of_a_stream_move_with_it(tiny: Path) -> None:
+    """Where computing them again would take longer: here a token takes 2 ms at least."""
+    with LocalMesh(
+        tiny, attention=3, experts=2, start_deadline_s=150, env={"JANUS_EMULATED_TOKEN_US": "2000"}
+    ) as mesh:
+        load = Load(mesh.grpc, make_requests(12, seed=3, tokens=(200, 300)), at_once=12)
+        load.reference()
+        with load:
+            load.wait_tokens(12 * 60)
+            assert mesh.drain("attention-2")["drained"] == ["attention-2"]
+            load.wait_tokens(400)
+        assert not list(load.problems())
+        after = worker_stats(mesh)
+        assert set(after) == {"attention-0", "attention-1"}
+        moved = {name: stats.kv_moved_tokens for name, stats in after.items()}
+        assert sum(moved.values()) >= 4 * 48, moved

@@ -73,6 +73,8 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
     failure: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     refusal: JanusError | None = None
     """What every call is refused with."""
+    leaving: JanusError | None = None
+    """What its streams end with, and new ones."""
     hang: bool = False
     bare_finish: bool = False
     """The finish reason comes in a response of its own, after the last token's."""
@@ -114,6 +116,9 @@ class FakeWorker(attention_pb2_grpc.AttentionServiceServicer):
                     await asyncio.sleep(3600)
                 if self.fail_after is not None and made >= self.fail_after:
                     await context.abort(self.failure, "told to fail")
+                if self.leaving is not None:
+                    code, details = self.leaving.code, str(self.leaving)
+                    await context.abort(code, details, self.leaving.trailing_metadata())
                 await asyncio.sleep(self.delay_s)
                 token = self.rule(request.prompt_token_ids, index, params)
                 made += 1

@@ -12,6 +12,7 @@ import grpc
 import httpx
 import pytest
 from gateway_fakes import FakeWorker, Mesh, ready, token_rule, until
+from janus_runtime.errors import Unavailable
 from janus_runtime.records import WorkerState
 from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
@@ -56,6 +57,29 @@ async def test_a_stream_goes_on_at_another_worker_token_for_token(bare: Mesh, co
     assert {len(r.resumed_token_ids) for r in resumed} == {7}
     assert all(bool(r.waited_ms) == (code != "RESOURCE_EXHAUSTED") for r in resumed)
     assert not any(r.waited_ms for w in (first, second) for r in w.requests if not r.resumed_token_ids)
+
+
+async def test_who_hands_a_stream_over_is_asked_for_its_blocks(bare: Mesh) -> None:
+    """Also by the third, when the second is full; not when a worker is lost, or has none."""
+    first, second = await pair(bare)
+    third = await bare.add_worker()
+    handover = Unavailable("leaving", reason="HANDOVER", retry_after_s=0.1)
+    for worker in (first, second, third):
+        worker.delay_s = 0.02
+    request = asyncio.create_task(complete(bare, seed=9))
+    await until(lambda: first.active + second.active + third.active == 1)
+    holder = next(w for w in (first, second, third) if w.active)
+    others = [w for w in (first, second, third) if w is not holder]
+    for other in others:
+        other.fail_after, other.failure = 0, grpc.StatusCode.RESOURCE_EXHAUSTED
+    await asyncio.sleep(0.1)
+    holder.leaving = handover
+    await until(lambda: sum(len(w.requests) for w in others) >= 3)
+    for other in others:
+        other.fail_after = None
+    assert (await request).json()["choices"][0]["text"] == text(bare, 9)
+    assert {r.kv_member for w in others for r in w.requests} == {holder.member}
+    assert holder.requests[0].kv_member == 0
 
 
 async def test_a_frozen_worker_that_leaves_the_cohort_loses_its_streams(bare: Mesh) -> None:

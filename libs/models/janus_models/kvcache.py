@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from janus_kernels.ops import new_pages, store_rows
 
@@ -67,6 +68,24 @@ class KvCache:
     def nbytes(self) -> int:
         """Bytes reserved."""
         return (1 if self._latent else 2) * self.keys.numel() * self.keys.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of all layers, as :meth:`read_block` gives them."""
+        return self.nbytes // self.num_blocks
+
+    def read_block(self, block: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """A copy of one block of all layers, keys and then values in plain order: uint8 [block_bytes]."""
+        parts = [self.keys] if self._latent else [self.keys, self.values]
+        return np.concatenate(
+            [part[:, block].contiguous().flatten().view(torch.uint8).cpu().numpy() for part in parts]
+        )
+
+    def write_block(self, block: int, data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+        """Store what :meth:`read_block` gave, here or in another process, as this cache has it."""
+        parts = [self.keys] if self._latent else [self.keys, self.values]
+        for part, rows in zip(parts, torch.from_numpy(data).chunk(len(parts)), strict=True):
+            part[:, block] = rows.view(part.dtype).view(part[:, block].shape).to(part.device)
 
     def write(
         self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor

@@ -111,6 +111,10 @@ ATTENTION = (
         "preemptions", "counter", "sequences", "preemptions",
         "Sequences that gave their KV blocks up for others, and were computed again.",
     ),
+    _attention(
+        "kv_moved_tokens", "counter", "tokens", "kv_moved_tokens",
+        "Tokens whose keys and values came with a stream from a worker that handed it over.",
+    ),
     _attention("running_sequences", "gauge", "sequences", "running", "Sequences in the batch."),
     _attention("waiting_sequences", "gauge", "sequences", "waiting", "Sequences queued."),
     _attention("kv_tokens_used", "gauge", "tokens", "kv_tokens_used", "Tokens that used KV blocks hold."),

@@ -95,6 +95,8 @@ class Exchange:
         self._links: dict[int, _Link] = {}
         self._parked: dict[int, _Link] = {}
         """Members that left, oldest first."""
+        self._guests: set[int] = set()
+        """Members linked beside the peers, as :meth:`invite` says."""
         self._addresses: dict[int, bytes] = {}
         """Of members linked or parked."""
         self._remote: frozenset[int] = frozenset()
@@ -116,13 +118,10 @@ class Exchange:
         PeerLost when one cannot be made; those not yet connected then wait for the next call.
         """
         self._remote = frozenset(remote)
-        came: dict[int, _Link] = {}
+        came = {}
         for member in [m for m, a in self._addresses.items() if peers.get(m, a) != a or self._failed(m)]:
-            stays = peers.get(member) == self._addresses[member]
-            link = self._close(member)
-            if stays:
-                came[member] = link
-        for member in [m for m in self._links if m not in peers]:
+            came[member] = self._close(member, peers.get(member))
+        for member in [m for m in self._links if m not in peers and m not in self._guests]:
             self._parked[member] = self._links.pop(member)
         while len(self._parked) > _PARKED:
             self._close(next(iter(self._parked)))
@@ -131,6 +130,21 @@ class Exchange:
                 self._links[member] = self._parked.pop(member)
             elif member not in self._links:
                 self._connect(member, address, came.get(member))
+
+    def invite(self, member: int, address: bytes) -> None:
+        """Talk to a member beside the peers, whoever these are, until :meth:`dismiss`. Raises PeerLost."""
+        came = None
+        if member in self._addresses and (self._addresses[member] != address or self._failed(member)):
+            came = self._close(member, address)
+        if member in self._parked:
+            self._links[member] = self._parked.pop(member)
+        elif member not in self._links:
+            self._connect(member, address, came)
+        self._guests.add(member)
+
+    def dismiss(self, member: int) -> None:
+        """A guest is one no more: its link goes, unless it is a peer's, with the next set of peers."""
+        self._guests.discard(member)
 
     def prepare(self, peers: Mapping[int, bytes]) -> None:
         """Link to members who may become peers, and keep the links parked. Each is sent a note that means nothing, for
@@ -156,11 +170,12 @@ class Exchange:
             buffer = np.empty(HEADER_BYTES + self._max_payload, np.uint8)
             self._post(member, link, buffer, self._transport.prepare(buffer))
 
-    def _close(self, member: int) -> _Link:
+    def _close(self, member: int, address: bytes | None = None) -> _Link | None:
+        """Its link, where it is to be made anew to the same ``address``."""
         self._transport.disconnect(member)
-        del self._addresses[member]
-        link = self._links.pop(member, None)
-        return self._parked.pop(member) if link is None else link
+        same = self._addresses.pop(member) == address
+        link = self._links.pop(member, None) or self._parked.pop(member)
+        return link if same else None
 
     def allocate(self) -> SendBuffer:
         """A buffer for frames of up to ``max_payload`` bytes."""

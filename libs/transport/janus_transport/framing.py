@@ -48,6 +48,9 @@ class Kind(enum.IntEnum):
     member is to be sent ``lane`` probes of ``step`` bytes, to be dropped."""
     ECHO = 6
     """The answer, as large."""
+    KV = 7
+    """Attention to attention, of any epoch: part of a KV block. ``step``: the receiver's number of the transfer;
+    ``layer``: its blocks; ``tokens``: the block's place among them; ``digest``: the first byte's place in the block."""
 
 
 class DType(enum.IntEnum):

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from janus_runtime.coordination import Coordination
 from janus_runtime.errors import FailedPrecondition, Internal, JanusError, Unavailable
 from janus_runtime.lease import LeaseKeeper
-from janus_runtime.records import CohortRecord, Lease, Role, WorkerState
+from janus_runtime.records import CohortMember, CohortRecord, Lease, Role, WorkerState
 from janus_runtime.server import GrpcServer
 from janus_runtime.startup import Startup
 from janus_runtime.telemetry import record_span, setup_telemetry, shutdown_telemetry
@@ -61,6 +61,9 @@ class WorkerHost(abc.ABC, Generic[S]):
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._call_ids = itertools.count(1)
         self._sent_epoch = 0
+        self.peers: dict[int, CohortMember] = {}
+        """Members of the cohort in force and of the one before, by number."""
+        self._members: dict[int, CohortMember] = {}
         self._fault = asyncio.Event()
         self._fault_reason, self._fault_member = "", 0
 
@@ -192,6 +195,8 @@ class WorkerHost(abc.ABC, Generic[S]):
                 return
             await asyncio.sleep(0.2)
         self._sent_epoch = cohort.epoch
+        members = {m.member: m for m in (*cohort.attention, *cohort.moe)}
+        self.peers, self._members = {**self._members, **members}, members
         await self._engine.send(cohort_message(cohort, layout))
 
     async def _read_engine(self, engine: EngineProcess) -> None:

@@ -177,6 +177,8 @@ class CohortInbox:
         self.epoch = 0
         self.stale = 0
         """Frames dropped for belonging to another epoch or step."""
+        self.on_kv: Callable[[int, Frame], None] | None = None
+        """Takes frames that carry KV blocks, of whatever epoch; without it they are dropped."""
         self._names: Callable[[int], str] = str
         self._echo_buffer: SendBuffer | None = None
 
@@ -195,18 +197,23 @@ class CohortInbox:
     def peek(self, peer: int) -> Frame | None:
         """Oldest frame of ``peer`` in this epoch, or None. Raises NewerEpoch."""
         while (frame := self.exchange.peek(peer)) is not None:
-            if frame.header.epoch == self.epoch:
-                kind = frame.header.kind
+            kind = frame.header.kind
+            if kind is Kind.KV:
+                if self.on_kv is None:
+                    self.drop(peer)
+                else:
+                    self.on_kv(peer, frame)
+                    self.exchange.pop(peer)
+            elif frame.header.epoch == self.epoch:
                 if kind is Kind.PROBE:
                     self._echo(peer, frame.header)
                 elif kind is Kind.ECHO:  # too late for who measured
                     self.drop(peer)
                 else:
                     return frame
-                continue
-            if frame.header.epoch > self.epoch:
+            elif frame.header.epoch > self.epoch:
                 raise NewerEpoch(f"{self._names(peer)} runs epoch {frame.header.epoch}, we run {self.epoch}")
-            if frame.header.kind is Kind.PROBE:  # of one that was about to join (Exchange.prepare)
+            elif kind is Kind.PROBE:  # of one that was about to join (Exchange.prepare)
                 self.exchange.pop(peer)
             else:
                 self.drop(peer)

@@ -16,10 +16,24 @@ from collections.abc import Sequence as Items
 
 from janus_attention.sequence import Sequence
 
+NAME_BYTES = 16
+
 
 def block_name(parent: bytes, tokens: Items[int]) -> bytes:
     """16 bytes that name a full block: ``parent`` is its predecessor's name, or the seed."""
-    return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(parent + array("q", tokens).tobytes(), digest_size=NAME_BYTES).digest()
+
+
+def prefix_names(tokens: Items[int], block_size: int, seed: str) -> list[bytes]:
+    """Names of the full blocks of ``tokens`` that a sequence with these tokens may find: all but its last one's."""
+    names = [_seed_name(seed)]
+    for i in range((len(tokens) - 1) // block_size):
+        names.append(block_name(names[-1], tokens[i * block_size : (i + 1) * block_size]))
+    return names[1:]
+
+
+def _seed_name(seed: str) -> bytes:
+    return hashlib.blake2b(seed.encode(), digest_size=NAME_BYTES).digest()
 
 
 class BlockPool:
@@ -35,7 +49,7 @@ class BlockPool:
         """Tokens that sequences brought when they looked."""
         self.evictions = 0
         """Named blocks given up for their place."""
-        self._seed = hashlib.blake2b(seed.encode(), digest_size=16).digest()
+        self._seed = _seed_name(seed)
         # Lowest first; blocks without a name.
         self._free = list(range(count - 1, -1, -1))
         self._holders = [0] * count
@@ -87,6 +101,34 @@ class BlockPool:
         self.lookup_tokens += len(seq.tokens) if self.caching else 0
         return self.grow(seq, tokens)
 
+    def hold(self, names: Items[bytes]) -> list[int]:
+        """Blocks with these names, until one is missing; nobody takes their places before :meth:`let_go`."""
+        held: list[int] = []
+        for name in names:
+            block = self._by_name.get(name)
+            if block is None:
+                break
+            self._unheld.pop(block, None)
+            self._holders[block] += 1
+            held.append(block)
+        return held
+
+    def let_go(self, blocks: Items[int]) -> None:
+        """Of what :meth:`hold` gave."""
+        for block in reversed(blocks):
+            self._drop(block)
+
+    def place(self, name: bytes) -> int | None:
+        """A block for what another worker computed under this name, to be found from now on. None: there is no room, or
+        it is here already. The caller fills it before anyone looks."""
+        if not self.caching or name in self._by_name or not self.free:
+            return None
+        block = self._free.pop() if self._free else self._evict()
+        self._names[block] = name
+        self._by_name[name] = block
+        self._unheld[block] = None
+        return block
+
     def _find(self, seq: Sequence) -> list[int]:
         """Blocks of the longest prefix in the cache."""
         found: list[int] = []
@@ -120,14 +162,17 @@ class BlockPool:
     def release(self, seq: Sequence) -> None:
         """Take all of a sequence's blocks back; what the cache forgets of them must be computed again."""
         for block in reversed(seq.blocks):  # a prefix is of use without its end, not the reverse
-            self._holders[block] -= 1
-            if self._holders[block] == 0:
-                if self._names[block] is None:
-                    self._free.append(block)
-                else:
-                    self._unheld[block] = None
+            self._drop(block)
         seq.blocks.clear()
         seq.computed = 0
+
+    def _drop(self, block: int) -> None:
+        self._holders[block] -= 1
+        if self._holders[block] == 0:
+            if self._names[block] is None:
+                self._free.append(block)
+            else:
+                self._unheld[block] = None
 
     def _evict(self) -> int:
         block, _ = self._unheld.popitem(last=False)
@@ -139,4 +184,4 @@ class BlockPool:
         return block
 
 
-__all__ = ["BlockPool", "block_name"]
+__all__ = ["BlockPool", "block_name", "prefix_names"]

@@ -62,6 +62,11 @@ class PrefillBudget:
             wanted.append(self._within(_MOVED_S))
         return max(1, min(self.most, int(max(wanted, default=_FIRST_MOVED))))
 
+    @property
+    def rate(self) -> float:
+        """Prompt tokens per second in the latest steps with prompts, at the best; 0: there was none."""
+        return max((tokens / seconds for tokens, seconds in self._loaded if seconds > 0), default=0.0)
+
     def _within(self, seconds: float) -> float:
         """Prompt tokens that make a step so much longer."""
         alone = statistics.median(self._alone)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import logging
 import os
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from janus_attention.forward import Forward, StepCounters
 from janus_attention.graphs import LayerGraphs, Recorder, recorder_for
 from janus_attention.guide import FIELD, Guide, GuideError
 from janus_attention.guide_compiler import GuideCompiler
+from janus_attention.handover import KvHandover
 from janus_attention.sampler import BadLogits, Chosen, choose
 from janus_attention.sequence import Finish, Sampling, Sequence, Trace
 
@@ -122,6 +125,12 @@ class AttentionEngine(CohortEngine):
             token_s=1e-6 * options.emulated_token_us, graphs=graphs, narrow=options.wire_dtype == "bf16",
         )  # fmt: skip
         self._note = self.exchange.allocate()
+        self._handover = KvHandover(
+            self.exchange, pool, kv,
+            taken=lambda number, blocks: self.tell({"t": "kv_taken", "number": number, "blocks": blocks}),
+            given=lambda member, number: self.tell({"t": "kv_given", "member": member, "number": number}),
+        )  # fmt: skip
+        self.inbox.on_kv = self._handover.take
         self._last: float | None = None
         """End (time.perf_counter()) of the step just made; None after a sleep or a loss."""
         self._switched = False
@@ -154,6 +163,8 @@ class AttentionEngine(CohortEngine):
             "prefix_hit_tokens": pool.hit_tokens,
             "prefix_lookup_tokens": pool.lookup_tokens,
             "prefix_evictions": pool.evictions,
+            "kv_moved_tokens": self._handover.taken_blocks * pool.block_size,
+            "prefill_rate": self.batcher.budget.rate,
         }
 
     def handle(self, message: Message) -> None:
@@ -163,6 +174,25 @@ class AttentionEngine(CohortEngine):
         elif body["t"] == "cancel" and (seq := self._sequences.get(body["id"])) is not None:
             # The step in flight may hold it; it goes before the next one.
             seq.cancelled = True
+        elif body["t"] == "kv_forget":
+            self._handover.forget(body["number"])
+        elif body["t"] in ("kv_give", "kv_expect"):
+            act = self._handover.give if body["t"] == "kv_give" else self._handover.expect
+            names = [bytes.fromhex(name) for name in body["names"]]
+            count = act(body["number"], body["member"], base64.b64decode(body["address"]), names)
+            self.tell({"t": "reply", "id": body["id"], "count": int(count)})
+
+    def wait(
+        self, ready: Callable[[], bool], *, waiting_for: Callable[[], Iterable[int]], quiet: bool = False
+    ) -> bool:
+        if not self._handover.busy:
+            return super().wait(ready, waiting_for=waiting_for, quiet=quiet)
+
+        def meanwhile() -> bool:
+            self._handover.work(self.inbox.peek)
+            return ready()
+
+        return super().wait(meanwhile, waiting_for=waiting_for, quiet=quiet)
 
     def _submit(self, body: dict[str, Any]) -> None:
         trace = body.get("trace")
@@ -228,6 +258,8 @@ class AttentionEngine(CohortEngine):
     def run_step(self) -> None:
         assert self.cohort is not None
         began = time.perf_counter()
+        if self._handover.busy:
+            self._handover.work(self.inbox.peek)
         self._drop_cancelled()
         pieces = self.batcher.next_batch()
         if pieces:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from janus_models.config import load_config
@@ -14,6 +15,7 @@ from janus_worker.host import WorkerHost
 from janus_worker.link import Message
 
 from janus_attention.config import AttentionSettings
+from janus_attention.moving import KvMover
 from janus_attention.service import AttentionServicer
 from janus_attention.streams import Streams
 from janus_attention.validate import Limits
@@ -37,6 +39,7 @@ class AttentionHost(WorkerHost[AttentionSettings]):
     def __init__(self, settings: AttentionSettings) -> None:
         super().__init__(settings)
         self.streams = Streams()
+        self.mover = KvMover(self, self.fingerprint())
         self._config = load_config(settings.checked_model())
         self._end_ids = end_ids(self._config)
 
@@ -81,8 +84,8 @@ class AttentionHost(WorkerHost[AttentionSettings]):
 
     async def leave(self) -> None:
         await self.drain()
-        self.streams.hand_over()
-        await self.streams.wait_empty()
+        handed = self.streams.hand_over()
+        await asyncio.gather(self.streams.wait_empty(), self.mover.linger(handed))
         await self.emptied()
         await self._left_cohort()
 
@@ -91,8 +94,13 @@ class AttentionHost(WorkerHost[AttentionSettings]):
         await self._tell(drained=True)
 
     async def on_message(self, message: Message) -> None:
-        if message.body.get("t") == "tokens":
+        body = message.body
+        if body.get("t") == "tokens":
             self.streams.deliver(message)
+        elif body.get("t") == "kv_taken":
+            self.mover.taken(body["number"], body["blocks"])
+        elif body.get("t") == "kv_given":
+            self.mover.given(body["member"], body["number"])
         else:
             await super().on_message(message)
 

@@ -14,7 +14,7 @@ from janus_worker.link import ChildGone
 from janus_worker.wire import worker_message
 from opentelemetry import trace
 
-from janus_attention.validate import submission
+from janus_attention.validate import check_hand_kv, submission
 
 if TYPE_CHECKING:
     from janus_attention.host import AttentionHost
@@ -24,7 +24,7 @@ _COUNTERS = (
     "steps", "prompt_tokens", "generated_tokens", "running", "waiting", "kv_tokens_used", "kv_tokens_capacity",
     "exchange_bytes_sent", "exchange_bytes_received", "rejected_messages", "digest_mismatches",
     "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent",
-    "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "requests_started",
+    "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "requests_started", "kv_moved_tokens",
 )  # fmt: skip
 _SECONDS = ("attention_seconds", "exchange_seconds", "moe_seconds", "step_seconds", "queue_seconds")
 
@@ -52,6 +52,8 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
         number = host.streams.open()
         finished = False
         try:
+            if request.kv_member:
+                await host.mover.fetch(body["prompt"] + body["resumed"], request.kv_member)
             await engine.send({**body, "id": number, "trace": _trace_context()})
             if "guide" in body["sampling"]:
                 await host.streams.guided(number, host.settings.guide_timeout_s)
@@ -72,18 +74,24 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
     ) -> attention_pb2.AttentionServiceDrainResponse:
         """Take nothing new; answer when nothing is left, or shortly before the caller's deadline."""
         await self._host.drain()
-        if request.hand_over:
-            self._host.streams.hand_over()
+        handed = self._host.streams.hand_over() if request.hand_over else 0
         remaining = context.time_remaining()
         timeout = _DRAIN_DEFAULT_S if remaining is None else max(0.0, remaining - 0.2)
         try:
             async with asyncio.timeout(timeout):
-                await self._host.streams.wait_empty()
+                await asyncio.gather(self._host.streams.wait_empty(), self._host.mover.linger(handed))
         except TimeoutError:
             pass  # the response says how many are left
         if not len(self._host.streams):
             await self._host.emptied()
         return attention_pb2.AttentionServiceDrainResponse(sequences_left=len(self._host.streams))
+
+    async def HandKv(
+        self, request: attention_pb2.AttentionServiceHandKvRequest, context: grpc.aio.ServicerContext
+    ) -> attention_pb2.AttentionServiceHandKvResponse:
+        """Send KV blocks to another attention worker, which goes on with a stream of this one."""
+        check_hand_kv(request)
+        return attention_pb2.AttentionServiceHandKvResponse(blocks=await self._host.mover.give(request))
 
     async def GetStats(
         self, request: attention_pb2.AttentionServiceGetStatsRequest, context: grpc.aio.ServicerContext

@@ -50,10 +50,11 @@ class Streams:
         """Until no stream is open."""
         await self._empty.wait()
 
-    def hand_over(self) -> None:
-        """End every stream with Unavailable, for its reader to go on at another worker."""
+    def hand_over(self) -> int:
+        """End every stream with Unavailable, for its reader to go on at another worker; how many there were."""
         for queue in self._queues.values():
             queue.put_nowait(({"handover": True}, b""))
+        return len(self._queues)
 
     def deliver(self, message: Message) -> None:
         """Hand a "tokens" message out."""

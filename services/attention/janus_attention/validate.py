@@ -9,7 +9,10 @@ from typing import Any
 from janus_runtime.errors import InvalidArgument
 from janus_wire.v1 import attention_pb2, common_pb2
 
+from janus_attention.blocks import NAME_BYTES
 from janus_attention.guide import FIELD
+from janus_attention.handover import MOST_BLOCKS
+from janus_attention.moving import is_address
 
 _MAX_LOGPROBS = 20
 _MAX_PRIORITY = 1000
@@ -73,6 +76,27 @@ def submission(request: attention_pb2.AttentionServiceGenerateRequest, limits: L
         "priority": request.priority,
         "waited_ms": request.waited_ms,
     }
+
+
+def check_hand_kv(request: attention_pb2.AttentionServiceHandKvRequest) -> None:
+    """Raises InvalidArgument naming the field, its value and the allowed range."""
+    _between("number", request.number, 1, (1 << 63) - 1, "1..2^63-1")
+    _between("member", request.member, 1, (1 << 32) - 1, "1..2^32-1")
+    if not is_address(request.transport_address):
+        raise InvalidArgument(
+            "is no transport address", field="transport_address", value=request.transport_address[:40],
+            allowed="base64, as in the receiver's lease",
+        )  # fmt: skip
+    count = len(request.block_names)
+    _between("block_names", count, 1, MOST_BLOCKS, f"1..{MOST_BLOCKS} names")
+    odd = next((name for name in request.block_names if len(name) != NAME_BYTES), None)
+    if odd is not None:
+        raise InvalidArgument(
+            "has a name of another length",
+            field="block_names",
+            value=f"{len(odd)} bytes",
+            allowed="16 bytes each",
+        )
 
 
 def _sampling(

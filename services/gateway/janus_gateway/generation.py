@@ -176,7 +176,7 @@ class Generator:
         give_up = job.deadline
         full: set[int] = set()
         lost: JanusError | None = None
-        moved = False
+        moved, kv_member = False, 0
         for response in job.entry.made(job.index) if job.entry is not None else ():
             for piece in _take(response, answer):
                 yield piece
@@ -194,7 +194,7 @@ class Generator:
             span.set_attribute("janus.worker", target.worker.worker_id)
             try:
                 async with contextlib.aclosing(
-                    self._from(target, job, answer, clock, span, moved=moved)
+                    self._from(target, job, answer, clock, span, moved=moved, kv_member=kv_member)
                 ) as pieces:
                     async for piece in pieces:
                         if before and len(answer.ids) == before + 1:
@@ -215,6 +215,10 @@ class Generator:
                     full.clear()
                 lost = loss.cause
                 moved = moved or not isinstance(lost, ResourceExhausted)
+                if lost.reason == "HANDOVER":
+                    kv_member = target.worker.member
+                elif not isinstance(lost, ResourceExhausted):
+                    kv_member = 0
                 if isinstance(lost, ResourceExhausted) and not answer.ids:
                     full.add(target.worker.member)
                     if full >= self._pool.members():
@@ -247,9 +251,13 @@ class Generator:
             return target
 
     async def _from(
-        self, target: Target, job: Job, answer: Answer, clock: _Clock, span: trace.Span, *, moved: bool
-    ) -> AsyncGenerator[Piece, None]:
-        """The answer's further pieces, by one worker. _Lost when it can go on elsewhere. ``moved``: it was that."""
+        self, target: Target, job: Job, answer: Answer, clock: _Clock, span: trace.Span, *, moved: bool,
+        kv_member: int,
+    ) -> AsyncGenerator[Piece, None]:  # fmt: skip
+        """The answer's further pieces, by one worker. _Lost when it can go on elsewhere.
+
+        ``moved``: another had it; ``kv_member``: who still has its keys and values.
+        """
         now = time.monotonic()
         request = attention_pb2.AttentionServiceGenerateRequest(
             request_id=job.request_id,
@@ -258,6 +266,7 @@ class Generator:
             sampling=job.sampling,
             priority=job.priority,
             waited_ms=1 + int(1000 * (now - job.started)) if moved else 0,
+            kv_member=kv_member,
         )
         with trace.use_span(span):  # the call's metadata names the span as parent
             call = target.stub.Generate(request, timeout=max(0.001, job.deadline - now))

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from janus_wire.v1 import common_pb2 as janus__wire_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1djanus_wire/v1/attention.proto\x12\x08janus.v1\x1a\x1ajanus_wire/v1/common.proto\"\xd2\x01\n\x1f\x41ttentionServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x19\n\x11resumed_token_ids\x18\x03 \x03(\r\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.janus.v1.SamplingParams\x12\x15\n\rreturn_logits\x18\x05 \x01(\x08\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x11\n\twaited_ms\x18\x07 \x01(\x04\"\xc6\x01\n AttentionServiceGenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.janus.v1.FinishReason\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.janus.v1.TokenLogprobs\x12\x0e\n\x06logits\x18\x05 \x01(\x0c\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\"1\n\x1c\x41ttentionServiceDrainRequest\x12\x11\n\thand_over\x18\x01 \x01(\x08\"7\n\x1d\x41ttentionServiceDrainResponse\x12\x16\n\x0esequences_left\x18\x01 \x01(\r\"!\n\x1f\x41ttentionServiceGetStatsRequest\"\xdd\x05\n AttentionServiceGetStatsResponse\x12 \n\x06worker\x18\x01 \x01(\x0b\x32\x10.janus.v1.Worker\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x16\n\x0ekv_tokens_used\x18\x08 \x01(\x04\x12\x1a\n\x12kv_tokens_capacity\x18\t \x01(\x04\x12\x1b\n\x13\x65xchange_bytes_sent\x18\n \x01(\x04\x12\x1f\n\x17\x65xchange_bytes_received\x18\x0b \x01(\x04\x12\x19\n\x11\x61ttention_seconds\x18\x0c \x01(\x01\x12\x18\n\x10\x65xchange_seconds\x18\r \x01(\x01\x12\x14\n\x0cstep_seconds\x18\x0e \x01(\x01\x12\x19\n\x11rejected_messages\x18\x0f \x01(\x04\x12\x19\n\x11\x64igest_mismatches\x18\x10 \x01(\x04\x12\x11\n\ttransport\x18\x11 \x01(\t\x12\x19\n\x11prefix_hit_tokens\x18\x12 \x01(\x04\x12\x1c\n\x14prefix_lookup_tokens\x18\x13 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x14 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x15 \x01(\x01\x12\x18\n\x10requests_started\x18\x16 \x01(\x04\x12-\n\x10\x65xchange_latency\x18\x1e \x01(\x0b\x32\x13.janus.v1.Histogram\x12\x13\n\x0bmoe_seconds\x18\x1f \x01(\x01\x12\x1e\n\x16\x65xchange_messages_sent\x18  \x01(\x04\x12\x1f\n\x17internode_messages_sent\x18! \x01(\x04\x12\x1c\n\x14internode_bytes_sent\x18\" \x01(\x04\x32\xb4\x02\n\x10\x41ttentionService\x12\x63\n\x08Generate\x12).janus.v1.AttentionServiceGenerateRequest\x1a*.janus.v1.AttentionServiceGenerateResponse0\x01\x12X\n\x05\x44rain\x12&.janus.v1.AttentionServiceDrainRequest\x1a\'.janus.v1.AttentionServiceDrainResponse\x12\x61\n\x08GetStats\x12).janus.v1.AttentionServiceGetStatsRequest\x1a*.janus.v1.AttentionServiceGetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1djanus_wire/v1/attention.proto\x12\x08janus.v1\x1a\x1ajanus_wire/v1/common.proto\"\xe5\x01\n\x1f\x41ttentionServiceGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x19\n\x11resumed_token_ids\x18\x03 \x03(\r\x12*\n\x08sampling\x18\x04 \x01(\x0b\x32\x18.janus.v1.SamplingParams\x12\x15\n\rreturn_logits\x18\x05 \x01(\x08\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12\x11\n\twaited_ms\x18\x07 \x01(\x04\x12\x11\n\tkv_member\x18\x08 \x01(\r\"\xc6\x01\n AttentionServiceGenerateResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.janus.v1.FinishReason\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.janus.v1.TokenLogprobs\x12\x0e\n\x06logits\x18\x05 \x01(\x0c\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\"o\n\x1d\x41ttentionServiceHandKvRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06member\x18\x02 \x01(\r\x12\x19\n\x11transport_address\x18\x03 \x01(\t\x12\x13\n\x0b\x62lock_names\x18\x04 \x03(\x0c\"0\n\x1e\x41ttentionServiceHandKvResponse\x12\x0e\n\x06\x62locks\x18\x01 \x01(\r\"1\n\x1c\x41ttentionServiceDrainRequest\x12\x11\n\thand_over\x18\x01 \x01(\x08\"7\n\x1d\x41ttentionServiceDrainResponse\x12\x16\n\x0esequences_left\x18\x01 \x01(\r\"!\n\x1f\x41ttentionServiceGetStatsRequest\"\xf6\x05\n AttentionServiceGetStatsResponse\x12 \n\x06worker\x18\x01 \x01(\x0b\x32\x10.janus.v1.Worker\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x16\n\x0ekv_tokens_used\x18\x08 \x01(\x04\x12\x1a\n\x12kv_tokens_capacity\x18\t \x01(\x04\x12\x1b\n\x13\x65xchange_bytes_sent\x18\n \x01(\x04\x12\x1f\n\x17\x65xchange_bytes_received\x18\x0b \x01(\x04\x12\x19\n\x11\x61ttention_seconds\x18\x0c \x01(\x01\x12\x18\n\x10\x65xchange_seconds\x18\r \x01(\x01\x12\x14\n\x0cstep_seconds\x18\x0e \x01(\x01\x12\x19\n\x11rejected_messages\x18\x0f \x01(\x04\x12\x19\n\x11\x64igest_mismatches\x18\x10 \x01(\x04\x12\x11\n\ttransport\x18\x11 \x01(\t\x12\x19\n\x11prefix_hit_tokens\x18\x12 \x01(\x04\x12\x1c\n\x14prefix_lookup_tokens\x18\x13 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x14 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x15 \x01(\x01\x12\x18\n\x10requests_started\x18\x16 \x01(\x04\x12-\n\x10\x65xchange_latency\x18\x1e \x01(\x0b\x32\x13.janus.v1.Histogram\x12\x13\n\x0bmoe_seconds\x18\x1f \x01(\x01\x12\x1e\n\x16\x65xchange_messages_sent\x18  \x01(\x04\x12\x1f\n\x17internode_messages_sent\x18! \x01(\x04\x12\x1c\n\x14internode_bytes_sent\x18\" \x01(\x04\x12\x17\n\x0fkv_moved_tokens\x18# \x01(\x04\x32\x91\x03\n\x10\x41ttentionService\x12\x63\n\x08Generate\x12).janus.v1.AttentionServiceGenerateRequest\x1a*.janus.v1.AttentionServiceGenerateResponse0\x01\x12X\n\x05\x44rain\x12&.janus.v1.AttentionServiceDrainRequest\x1a\'.janus.v1.AttentionServiceDrainResponse\x12[\n\x06HandKv\x12\'.janus.v1.AttentionServiceHandKvRequest\x1a(.janus.v1.AttentionServiceHandKvResponse\x12\x61\n\x08GetStats\x12).janus.v1.AttentionServiceGetStatsRequest\x1a*.janus.v1.AttentionServiceGetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'janus_wire.v1.attention_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTENTIONSERVICEGENERATEREQUEST']._serialized_start=72
-  _globals['_ATTENTIONSERVICEGENERATEREQUEST']._serialized_end=282
-  _globals['_ATTENTIONSERVICEGENERATERESPONSE']._serialized_start=285
-  _globals['_ATTENTIONSERVICEGENERATERESPONSE']._serialized_end=483
-  _globals['_ATTENTIONSERVICEDRAINREQUEST']._serialized_start=485
-  _globals['_ATTENTIONSERVICEDRAINREQUEST']._serialized_end=534
-  _globals['_ATTENTIONSERVICEDRAINRESPONSE']._serialized_start=536
-  _globals['_ATTENTIONSERVICEDRAINRESPONSE']._serialized_end=591
-  _globals['_ATTENTIONSERVICEGETSTATSREQUEST']._serialized_start=593
-  _globals['_ATTENTIONSERVICEGETSTATSREQUEST']._serialized_end=626
-  _globals['_ATTENTIONSERVICEGETSTATSRESPONSE']._serialized_start=629
-  _globals['_ATTENTIONSERVICEGETSTATSRESPONSE']._serialized_end=1362
-  _globals['_ATTENTIONSERVICE']._serialized_start=1365
-  _globals['_ATTENTIONSERVICE']._serialized_end=1673
+  _globals['_ATTENTIONSERVICEGENERATEREQUEST']._serialized_end=301
+  _globals['_ATTENTIONSERVICEGENERATERESPONSE']._serialized_start=304
+  _globals['_ATTENTIONSERVICEGENERATERESPONSE']._serialized_end=502
+  _globals['_ATTENTIONSERVICEHANDKVREQUEST']._serialized_start=504
+  _globals['_ATTENTIONSERVICEHANDKVREQUEST']._serialized_end=615
+  _globals['_ATTENTIONSERVICEHANDKVRESPONSE']._serialized_start=617
+  _globals['_ATTENTIONSERVICEHANDKVRESPONSE']._serialized_end=665
+  _globals['_ATTENTIONSERVICEDRAINREQUEST']._serialized_start=667
+  _globals['_ATTENTIONSERVICEDRAINREQUEST']._serialized_end=716
+  _globals['_ATTENTIONSERVICEDRAINRESPONSE']._serialized_start=718
+  _globals['_ATTENTIONSERVICEDRAINRESPONSE']._serialized_end=773
+  _globals['_ATTENTIONSERVICEGETSTATSREQUEST']._serialized_start=775
+  _globals['_ATTENTIONSERVICEGETSTATSREQUEST']._serialized_end=808
+  _globals['_ATTENTIONSERVICEGETSTATSRESPONSE']._serialized_start=811
+  _globals['_ATTENTIONSERVICEGETSTATSRESPONSE']._serialized_end=1569
+  _globals['_ATTENTIONSERVICE']._serialized_start=1572
+  _globals['_ATTENTIONSERVICE']._serialized_end=1973
 # @@protoc_insertion_point(module_scope)

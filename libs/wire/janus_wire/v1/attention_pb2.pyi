@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttentionServiceGenerateRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "resumed_token_ids", "sampling", "return_logits", "priority", "waited_ms")
+    __slots__ = ("request_id", "prompt_token_ids", "resumed_token_ids", "sampling", "return_logits", "priority", "waited_ms", "kv_member")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class AttentionServiceGenerateRequest(_message.Message):
     RETURN_LOGITS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     WAITED_MS_FIELD_NUMBER: _ClassVar[int]
+    KV_MEMBER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     resumed_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -23,7 +24,8 @@ class AttentionServiceGenerateRequest(_message.Message):
     return_logits: bool
     priority: int
     waited_ms: int
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., resumed_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., return_logits: _Optional[bool] = ..., priority: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
+    kv_member: int
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., resumed_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., return_logits: _Optional[bool] = ..., priority: _Optional[int] = ..., waited_ms: _Optional[int] = ..., kv_member: _Optional[int] = ...) -> None: ...
 
 class AttentionServiceGenerateResponse(_message.Message):
     __slots__ = ("token_ids", "first_index", "finish_reason", "logprobs", "logits", "queue_us")
@@ -40,6 +42,24 @@ class AttentionServiceGenerateResponse(_message.Message):
     logits: bytes
     queue_us: int
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., first_index: _Optional[int] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., logits: _Optional[bytes] = ..., queue_us: _Optional[int] = ...) -> None: ...
+
+class AttentionServiceHandKvRequest(_message.Message):
+    __slots__ = ("number", "member", "transport_address", "block_names")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_NAMES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    member: int
+    transport_address: str
+    block_names: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, number: _Optional[int] = ..., member: _Optional[int] = ..., transport_address: _Optional[str] = ..., block_names: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class AttentionServiceHandKvResponse(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: int
+    def __init__(self, blocks: _Optional[int] = ...) -> None: ...
 
 class AttentionServiceDrainRequest(_message.Message):
     __slots__ = ("hand_over",)
@@ -58,7 +78,7 @@ class AttentionServiceGetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class AttentionServiceGetStatsResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "steps", "prompt_tokens", "generated_tokens", "running", "waiting", "kv_tokens_used", "kv_tokens_capacity", "exchange_bytes_sent", "exchange_bytes_received", "attention_seconds", "exchange_seconds", "step_seconds", "rejected_messages", "digest_mismatches", "transport", "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "queue_seconds", "requests_started", "exchange_latency", "moe_seconds", "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent")
+    __slots__ = ("worker", "epoch", "steps", "prompt_tokens", "generated_tokens", "running", "waiting", "kv_tokens_used", "kv_tokens_capacity", "exchange_bytes_sent", "exchange_bytes_received", "attention_seconds", "exchange_seconds", "step_seconds", "rejected_messages", "digest_mismatches", "transport", "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "queue_seconds", "requests_started", "exchange_latency", "moe_seconds", "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent", "kv_moved_tokens")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +106,7 @@ class AttentionServiceGetStatsResponse(_message.Message):
     EXCHANGE_MESSAGES_SENT_FIELD_NUMBER: _ClassVar[int]
     INTERNODE_MESSAGES_SENT_FIELD_NUMBER: _ClassVar[int]
     INTERNODE_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    KV_MOVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     worker: _common_pb2.Worker
     epoch: int
     steps: int
@@ -113,4 +134,5 @@ class AttentionServiceGetStatsResponse(_message.Message):
     exchange_messages_sent: int
     internode_messages_sent: int
     internode_bytes_sent: int
-    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_capacity: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., attention_seconds: _Optional[float] = ..., exchange_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., rejected_messages: _Optional[int] = ..., digest_mismatches: _Optional[int] = ..., transport: _Optional[str] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_lookup_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., requests_started: _Optional[int] = ..., exchange_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ..., moe_seconds: _Optional[float] = ..., exchange_messages_sent: _Optional[int] = ..., internode_messages_sent: _Optional[int] = ..., internode_bytes_sent: _Optional[int] = ...) -> None: ...
+    kv_moved_tokens: int
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_capacity: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., attention_seconds: _Optional[float] = ..., exchange_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., rejected_messages: _Optional[int] = ..., digest_mismatches: _Optional[int] = ..., transport: _Optional[str] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_lookup_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., requests_started: _Optional[int] = ..., exchange_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ..., moe_seconds: _Optional[float] = ..., exchange_messages_sent: _Optional[int] = ..., internode_messages_sent: _Optional[int] = ..., internode_bytes_sent: _Optional[int] = ..., kv_moved_tokens: _Optional[int] = ...) -> None: ...

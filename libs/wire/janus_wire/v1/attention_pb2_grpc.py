@@ -45,6 +45,11 @@ class AttentionServiceStub:
                 request_serializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceDrainRequest.SerializeToString,
                 response_deserializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceDrainResponse.FromString,
                 _registered_method=True)
+        self.HandKv = channel.unary_unary(
+                '/janus.v1.AttentionService/HandKv',
+                request_serializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceHandKvRequest.SerializeToString,
+                response_deserializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceHandKvResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/janus.v1.AttentionService/GetStats',
                 request_serializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceGetStatsRequest.SerializeToString,
@@ -70,6 +75,14 @@ class AttentionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandKv(self, request, context):
+        """Asked by another attention worker, which goes on with a stream of this one: send it the KV blocks with these names
+        over the transport, as far as they are here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStats(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -88,6 +101,11 @@ def add_AttentionServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceDrainRequest.FromString,
                     response_serializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceDrainResponse.SerializeToString,
+            ),
+            'HandKv': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandKv,
+                    request_deserializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceHandKvRequest.FromString,
+                    response_serializer=janus__wire_dot_v1_dot_attention__pb2.AttentionServiceHandKvResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -150,6 +168,33 @@ class AttentionService:
             '/janus.v1.AttentionService/Drain',
             janus__wire_dot_v1_dot_attention__pb2.AttentionServiceDrainRequest.SerializeToString,
             janus__wire_dot_v1_dot_attention__pb2.AttentionServiceDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandKv(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/janus.v1.AttentionService/HandKv',
+            janus__wire_dot_v1_dot_attention__pb2.AttentionServiceHandKvRequest.SerializeToString,
+            janus__wire_dot_v1_dot_attention__pb2.AttentionServiceHandKvResponse.FromString,
             options,
             channel_credentials,
             insecure,
