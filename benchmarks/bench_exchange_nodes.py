@@ -21,7 +21,7 @@ import click
 from exchange_party import Task, most_rows, party, rows_of
 from janus_testing.namespaces import Nodes
 from janus_transport.choice import Chooser
-from janus_transport.cost import DEFAULT, Links
+from janus_transport.cost import DEFAULT, Links, Sizes
 from janus_transport.framing import HEADER_BYTES
 from janus_transport.plan import make_plan, traffic
 from janus_transport.topology import NAMES, Scheme, Topology
@@ -179,9 +179,8 @@ def main(tokens: str, hidden: str, rounds: int, count: int, m: int, n: int, node
             tuple(f"a{i * per[0] // m}" for i in range(m)), tuple(f"e{i * per[1] // n}" for i in range(n))
         )
         click.echo(f"hidden {width}: inside {links.intra.describe()}; between {links.inter.describe()}")
-        chooser = Chooser(
-            topology, out=4 * width, back=8 * width, most=most_rows(asked, topology.attention), links=links
-        )
+        sizes = Sizes(out=4 * width, back=8 * width, most=most_rows(asked, topology.attention))
+        chooser = Chooser(topology, sizes, links=links)
         for total in asked:
             medians = [statistics.median(samples[total, scheme]) * 1e6 for scheme in Scheme]
             predicted, chosen = auto(samples, total, chooser, m)

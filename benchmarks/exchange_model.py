@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from janus_transport.cost import Link, Links, line
+from janus_transport.cost import Link, Links, Sizes, line
 from janus_transport.framing import HEADER_BYTES
 from janus_transport.plan import Edge, Plan, packets
 from janus_transport.topology import Topology
@@ -71,7 +71,7 @@ class _Ports:
     def start(self, sender: int, receiver: int, ready: float) -> float:
         return max(ready, *(self._free[key] for key in self._keys(sender, receiver)[0]))
 
-    def pass_(self, sender: int, receiver: int, size: int, ready: float) -> float:
+    def pass_(self, sender: int, receiver: int, size: float, ready: float) -> float:
         """When a message that is ready then has arrived."""
         remote = self._topology.remote(sender, receiver)
         link: Link = self._fabric.links.inter if remote else self._fabric.links.intra
@@ -95,15 +95,17 @@ class _Ports:
 
 
 def seconds(
-    plan: Plan, topology: Topology, tokens: Mapping[int, int], fabric: Fabric, *, out: int, back: int, most: int,
-    seed: int = 0,
-) -> float:  # fmt: skip
+    plan: Plan, topology: Topology, tokens: Mapping[int, int], fabric: Fabric, sizes: Sizes, *, seed: int = 0
+) -> float:
     """One layer, out and back, until every attention worker has its sums."""
     draw = random.Random(seed)
+    carried = {edge: sizes.carried(plan, topology, edge) for edge in plan.edges}
+    out = {edge: share * sizes.out + sizes.ids for edge, share in carried.items()}
+    back = {edge: share * sizes.back for edge, share in carried.items()}
     ports = _Ports(topology, fabric, draw)
     has: dict[tuple[int, int], float] = {(rank, rank): 0.0 for rank in plan.active}
 
-    def relayed(rows: int, row: int) -> float:
+    def relayed(rows: int, row: float) -> float:
         return fabric.relay_s + rows * row / fabric.relay_bytes_s
 
     def outward(edge: Edge) -> float | None:
@@ -112,14 +114,16 @@ def seconds(
             return None
         since = max(t for t in times if t is not None)
         through = edge.sources != (edge.sender,)
-        return since + relayed(sum(tokens[source] for source in edge.sources), out) if through else since
+        return (
+            since + relayed(sum(tokens[source] for source in edge.sources), out[edge]) if through else since
+        )
 
     pending = list(plan.edges)
     while pending:
         edge, ready = _next(pending, outward, ports, backward=False)
         pending.remove(edge)
-        for sources, rows in packets(edge.sources, tokens, most):
-            arrived = ports.pass_(edge.sender, edge.receiver, HEADER_BYTES + rows * out, ready)
+        for sources, rows in packets(edge.sources, tokens, sizes.most):
+            arrived = ports.pass_(edge.sender, edge.receiver, HEADER_BYTES + rows * out[edge], ready)
             for source in sources:
                 has[edge.receiver, source] = arrived
     computed = {
@@ -137,15 +141,15 @@ def seconds(
                 times.append(answered[other])
         through = len(times) > 1
         return max(times) + (
-            relayed(sum(tokens[source] for source in edge.sources), back) if through else 0.0
+            relayed(sum(tokens[source] for source in edge.sources), back[edge]) if through else 0.0
         )
 
     pending = list(plan.edges)
     while pending:
         edge, ready = _next(pending, homeward, ports, backward=True)
         pending.remove(edge)
-        for _, rows in packets(edge.sources, tokens, most):
-            answered[edge] = ports.pass_(edge.receiver, edge.sender, HEADER_BYTES + rows * back, ready)
+        for _, rows in packets(edge.sources, tokens, sizes.most):
+            answered[edge] = ports.pass_(edge.receiver, edge.sender, HEADER_BYTES + rows * back[edge], ready)
     return max(answered.values())
 
 

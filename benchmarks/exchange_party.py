@@ -165,10 +165,11 @@ class _Worker:
         from janus_attention.relay import AttentionRelay
         from janus_kernels.ops import combine
         from janus_transport import Header, Kind
+        from janus_worker.packing import Needs
 
         task, exchange = self.task, self.exchange
         relay = AttentionRelay(self, self.inbox.peek, hidden=task.hidden, topk=1, most=self.most)  # type: ignore[arg-type]
-        relay.adopt(self.cohort)
+        relay.adopt(self.cohort, Needs((), 0))
         buffer = exchange.allocate()
         moe = [peer.member for peer in self.cohort.moe]
         for total, scheme, step, counted in self._schedule():
@@ -190,8 +191,8 @@ class _Worker:
             if scheme:
                 plan = relay.plan(scheme, tuple(tokens))
                 relay.send(plan, header, buffer)
-                partials, _ = relay.collect(plan, header, lambda frame: None)
-                combine(partials, out_TD)
+                total_TD, _ = relay.collect(plan, header, lambda frame: None)
+                combine([total_TD], out_TD)
             else:
                 exchange.send(moe, header, buffer)
                 frames = self.await_frames(moe, self.inbox.peek)
@@ -207,12 +208,13 @@ class _Worker:
         from janus_moe.gather import gather
         from janus_moe.relay import MoeRelay
         from janus_transport import Header, Kind
+        from janus_worker.packing import Needs
 
         task, exchange = self.task, self.exchange
         relay = MoeRelay(  # type: ignore[arg-type]
-            self, self.inbox.peek, hidden=task.hidden, topk=1, num_experts=1, most=self.most
+            self, self.inbox.peek, hidden=task.hidden, topk=1, most=self.most
         )
-        relay.adopt(self.cohort)
+        relay.adopt(self.cohort, Needs((), 0))
         replies = [exchange.allocate() for _ in task.attention]
         for total, scheme, step, _ in self._schedule():
             tokens = rows_of(total, len(task.attention))
@@ -230,7 +232,7 @@ class _Worker:
             else:
                 members = [rank + 1 for rank in tokens]
                 frames = self.await_frames(members, self.inbox.peek)
-                batch = gather(frames, hidden=task.hidden, topk=1, num_experts=1)
+                batch = gather(frames, hidden=task.hidden)
                 sums_TD = torch.zeros(batch.x_TD.shape, dtype=torch.float64)
                 for rank, (start, end) in zip(tokens, batch.spans, strict=True):
                     exchange.reclaim(replies[rank])

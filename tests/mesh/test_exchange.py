@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from janus_attention.engine import EngineOptions
+from janus_attention.forward import Forward
 from janus_models.config import load_config
 from janus_models.tiny import make_tiny
 from janus_moe.compute import MoeCompute
+from janus_scheduler.placement import layers_round_robin
 from janus_testing.inprocess import InProcessMesh
 from janus_transport import HEADER_BYTES, Exchange, Kind
-from janus_transport.plan import make_plan, traffic
+from janus_transport.plan import ACROSS, GATHER, Edge, make_plan, traffic
 from janus_transport.topology import SCHEMES, Scheme, Topology
 from janus_worker.packing import packed_rows
 
@@ -84,14 +86,22 @@ def test_tokens_and_logits_are_those_of_one_node(
         assert {header.scheme for _, header, _ in log if header.layer} == {SCHEMES[scheme]}
 
 
+@pytest.mark.parametrize("gating", ["moe", "attention"])
 @pytest.mark.parametrize("scheme", TWO)
-def test_rows_beyond_one_message_take_several(mixtral: Path, scheme: str) -> None:
+def test_rows_beyond_one_message_take_several(mixtral: Path, scheme: str, gating: str) -> None:
     asked = prompts(mixtral, 4, seed=1)
     options = EngineOptions(kv_tokens=4096, max_batch_tokens=8)
     expected = run(mixtral, 2, 2, asked, attention_options=options)
     with sent() as log:
         answers = run(
-            mixtral, 2, 2, asked, attention_options=options, nodes=apart(2, 2, 1, 1), exchange=scheme
+            mixtral,
+            2,
+            2,
+            asked,
+            attention_options=options,
+            nodes=apart(2, 2, 1, 1),
+            exchange=scheme,
+            gating=gating,
         )
     assert_equal(answers, expected)
     assert all(header.tokens <= 8 for _, header, _ in log if header.kind in (Kind.HIDDEN, Kind.PARTIAL))
@@ -185,12 +195,15 @@ def test_auto_measures_the_links_and_says_what_it_expects(
     assert {a["janus.exchange"] for a in theirs} <= {"1pc", *(a["janus.exchange"] for a in spans)}
 
 
+@pytest.mark.parametrize("gating", ["moe", "attention"])
 @pytest.mark.parametrize("scheme", TWO)
-def test_streams_outlive_leaders(mixtral: Path, scheme: str) -> None:
+def test_streams_outlive_leaders(mixtral: Path, scheme: str, gating: str) -> None:
     """The first worker of a node goes, twice: the step is repeated in the next cohort by way of another one."""
     asked = prompts(mixtral, 2, seed=4)
     expected = run(mixtral, 2, 2, asked, tokens=40)
-    with InProcessMesh(mixtral, attention=3, experts=4, nodes=apart(3, 4, 1, 2), exchange=scheme) as mesh:
+    with InProcessMesh(
+        mixtral, attention=3, experts=4, nodes=apart(3, 4, 1, 2), exchange=scheme, gating=gating
+    ) as mesh:
         numbers = [
             mesh.submit(prompt, worker=1 + i, max_tokens=40, logits=True) for i, prompt in enumerate(asked)
         ]
@@ -202,14 +215,45 @@ def test_streams_outlive_leaders(mixtral: Path, scheme: str) -> None:
         assert_equal([mesh.answer(number) for number in numbers], expected)
 
 
+@contextmanager
+def routed() -> Iterator[dict[tuple[int, int], dict[int, np.ndarray]]]:
+    """Expert ids that attention workers found meanwhile: by step and layer, then by member."""
+    log: dict[tuple[int, int], dict[int, np.ndarray]] = defaultdict(dict)
+    gated = Forward._gated
+
+    def spy(self: Forward, lane: Any) -> Any:
+        piece = gated(self, lane)
+        log[self._engine.step, lane.index][self._engine.member] = piece.ids_TK
+        return piece
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forward, "_gated", spy)
+        yield log
+
+
+def needed(topology: Topology, hosted: list[list[int]], scheme: Scheme, edge: Edge, ids: np.ndarray) -> int:
+    """Rows with an expert of a MoE worker that an edge's rows are for, counted one by one; all where not gated."""
+    ranks = [edge.receiver - topology.m]
+    if edge.phase == GATHER:
+        ranks = [r for r in range(len(hosted)) if topology.remote(edge.sender, topology.m + r)]
+    elif edge.phase == ACROSS and scheme:
+        ranks = [r for r in range(len(hosted)) if not topology.remote(edge.receiver, topology.m + r)]
+    experts = {expert for rank in ranks for expert in hosted[rank]}
+    return sum(bool(experts & set(row.tolist())) for row in ids)
+
+
 def expected_counts(
-    topology: Topology, tokens: dict[int, int], scheme: Scheme, hidden: int
+    topology: Topology,
+    tokens: dict[int, int],
+    scheme: Scheme,
+    sizes: dict[str, tuple[int, int]],
+    rows: Callable[[Edge, int], int] | None,
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """(messages, bytes) of one layer by direction and link."""
+    """(messages, bytes) of one layer by direction and link; ``sizes``: bytes of a row and of each token besides."""
     plan = make_plan(scheme, topology, sorted(tokens))
     found = {}
-    for direction, row in (("out", 4 * hidden), ("back", 8 * hidden)):
-        total = traffic(plan, topology, tokens, row_bytes=row, most=512)
+    for direction, (row, each) in sizes.items():
+        total = traffic(plan, topology, tokens, row_bytes=row, most=512, token_bytes=each, rows=rows)
         found[direction, "inter"] = total.inter_messages, total.inter_bytes
         found[direction, "intra"] = total.intra_messages, total.intra_bytes
     return found
@@ -295,18 +339,22 @@ def test_hidden_states_as_bf16_are_the_same_everywhere(mixtral: Path, scheme: st
     assert bool(out) == (scheme != "1pc")
 
 
+@pytest.mark.parametrize("gating", ["moe", "attention"])
 @pytest.mark.parametrize("shape", [(4, 4, 2, 2), (8, 8, 2, 2), (8, 16, 1, 2)], ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_messages_and_bytes_are_the_formulas(
-    wide: Path, shape: tuple[int, int, int, int], scheme: str
+    wide: Path, shape: tuple[int, int, int, int], scheme: str, gating: str
 ) -> None:
     m, n, _, _ = shape
     label = apart(*shape)
     topology = Topology(
         tuple(label("attention", i) for i in range(m)), tuple(label("moe", i) for i in range(n))
     )
-    hidden = load_config(wide).hidden
-    with sent() as log, InProcessMesh(wide, attention=m, experts=n, nodes=label, exchange=scheme) as mesh:
+    config = load_config(wide)
+    hidden, topk = config.hidden, config.moe.top_k
+    placement = layers_round_robin(16, [16 // n] * n, len(config.moe_layers))
+    mesh = InProcessMesh(wide, attention=m, experts=n, nodes=label, exchange=scheme, gating=gating)
+    with routed() as ids, sent() as log, mesh:
         mesh.generate([[5, 9, 14 + i] for i in range(m)], max_tokens=3)
         index = {worker.member: i for i, worker in enumerate(mesh.workers)}
         mesh.pump(
@@ -327,10 +375,24 @@ def test_messages_and_bytes_are_the_formulas(
             count = counted[header.step, header.layer][way, link]
             count[0] += 1
             count[1] += HEADER_BYTES + header.payload_bytes
-    seen = 0
+    whole: dict[str, tuple[int, int]] = {"out": (4 * hidden, 0), "back": (8 * hidden, 0)}
+    sizes = whole if gating == "moe" else {**whole, "out": (4 * hidden + 8 * topk, 4 * topk)}
+    seen = saved = 0
     for (step, layer), counts in counted.items():
-        if layer:
-            expected = expected_counts(topology, tokens[step], SCHEMES[scheme], hidden)
-            assert {key: tuple(value) for key, value in counts.items()} == expected
-            seen += len(tokens[step]) == m
+        if not layer:
+            continue
+        by_rank = {index[member]: found for member, found in ids[step, layer].items()}
+        kind = SCHEMES[scheme]
+
+        def rows(
+            edge: Edge, source: int, by_rank: Any = by_rank, layer: int = layer, kind: Scheme = kind
+        ) -> int:
+            return needed(topology, placement[layer], kind, edge, by_rank[source])
+
+        expected = expected_counts(topology, tokens[step], kind, sizes, rows if by_rank else None)
+        assert {key: tuple(value) for key, value in counts.items()} == expected
+        seen += len(tokens[step]) == m
+        most = expected_counts(topology, tokens[step], kind, sizes, None)
+        saved += sum(most[key][1] - expected[key][1] for key in expected)
     assert seen, "no step had tokens on all workers"
+    assert (saved > 0) == (gating == "attention")

@@ -10,20 +10,16 @@ import torch
 from janus_moe.gather import check, gather, gather_packed
 from janus_transport import Frame, Header, Kind
 from janus_worker.lockstep import Flag, ProtocolError
-from janus_worker.packing import Needs, pack
+from janus_worker.packing import Needs, Piece, pack
 
 HIDDEN, TOPK, EXPERTS, LAYERS = 8, 2, 4, 3
 
 
-def frame(count: int, *, gated: bool = False, ids: list[int] | None = None, **changes: Any) -> Frame:
-    x = np.arange(count * HIDDEN, dtype=np.float32)
-    payload = x.tobytes()
-    if gated:
-        payload += np.full(count * TOPK, 0.5, np.float64).tobytes()
-        payload += np.array(ids or [0, 1] * count, np.int32).tobytes()
+def frame(count: int, **changes: Any) -> Frame:
+    payload = np.arange(count * HIDDEN, dtype=np.float32).tobytes()
     fields: dict[str, Any] = {
         "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": count, "topk": TOPK,
-        "flags": int(Flag.GATED) if gated else 0, "payload_bytes": len(payload), **changes,
+        "payload_bytes": len(payload), **changes,
     }  # fmt: skip
     return Frame(Header(**fields), np.frombuffer(payload, np.uint8).copy())
 
@@ -33,17 +29,13 @@ def accept(item: Frame) -> None:
 
 
 def test_good_frames_become_one_batch() -> None:
-    for gated in (False, True):
-        frames = [frame(3, gated=gated), frame(1, gated=gated), frame(2, gated=gated)]
-        for item in frames:
-            accept(item)
-        batch = gather(frames, hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
-        assert batch.spans == ((0, 3), (3, 4), (4, 6))
-        assert torch.equal(batch.x_TD[4:], torch.arange(16.0).view(2, HIDDEN))
-        assert (batch.ids_TK is not None) == gated
-        if batch.ids_TK is not None and batch.weights_TK is not None:
-            assert batch.ids_TK.tolist() == [[0, 1]] * 6
-            assert batch.weights_TK.tolist() == [[0.5, 0.5]] * 6
+    frames = [frame(3), frame(1), frame(2)]
+    for item in frames:
+        accept(item)
+    batch = gather(frames, hidden=HIDDEN)
+    assert batch.spans == ((0, 3), (3, 4), (4, 6))
+    assert torch.equal(batch.x_TD[4:], torch.arange(16.0).view(2, HIDDEN))
+    assert batch.ids_TK is None and batch.weights_TK is None and batch.rows_R is None
 
 
 @pytest.mark.parametrize(
@@ -56,24 +48,14 @@ def test_good_frames_become_one_batch() -> None:
         (frame(2, lane=1), "lane 1 of step 5 layer 1; expected lane 0"),
         (frame(2, payload_bytes=63), "63 bytes for 2 tokens; expected 64"),
         (frame(2, tokens=3), "expected 96"),
-        (frame(2, gated=True, topk=3), "3 experts per token; the model routes to 2"),
+        (frame(2, flags=int(Flag.GATED), topk=3), "3 experts per token; the model routes to 2"),
+        (frame(2, flags=int(Flag.GATED), tokens=1, payload_bytes=17), "17 bytes of packed rows for 1 tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(bad: Frame, match: str) -> None:
     with pytest.raises(ProtocolError, match=match) as caught:
         accept(bad)
     assert caught.value.member == 9
-
-
-@pytest.mark.parametrize("ids", [[0, 4], [-1, 0]])
-def test_expert_ids_out_of_range(ids: list[int]) -> None:
-    with pytest.raises(ProtocolError, match=r"outside 0\.\.3"):
-        gather([frame(1, gated=True, ids=ids)], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
-
-
-def test_gated_and_plain_do_not_mix() -> None:
-    with pytest.raises(ProtocolError, match="gates where its peers do not"):
-        gather([frame(1), frame(1, gated=True)], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
 
 
 NEEDS = Needs([[[0, 1], [2, 3]]] * LAYERS, EXPERTS)
@@ -83,11 +65,11 @@ def packed(ids: list[list[int]], rows: list[int], **changes: Any) -> Frame:
     x = np.arange(len(ids) * HIDDEN, dtype=np.float32).reshape(-1, HIDDEN)
     table = np.array(ids, np.int32).reshape(-1, TOPK)
     payload = np.zeros(4096, np.uint8)
-    size = pack(payload, x, np.full((len(ids), TOPK), 0.5), table, np.array(rows, np.int64))
-    flags = int(Flag.GATED | Flag.PACKED)
+    piece = Piece.whole(x, np.full((len(ids), TOPK), 0.5), table)
+    size = pack(payload, [(piece, np.array(rows, np.int64))])
     fields: dict[str, Any] = {
         "kind": Kind.HIDDEN, "epoch": 1, "step": 5, "layer": 1, "source": 9, "tokens": len(ids), "topk": TOPK,
-        "flags": flags, "payload_bytes": size, **changes,
+        "flags": int(Flag.GATED), "payload_bytes": size, **changes,
     }  # fmt: skip
     return Frame(Header(**fields), payload[:size].copy())
 
@@ -100,7 +82,7 @@ def test_packed_frames_become_the_rows_of_one_worker() -> None:
     ]
     for item in frames:
         accept(item)
-    batch = gather_packed(frames, NEEDS, 1, 0, hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+    batch = gather_packed(frames, NEEDS, 0, hidden=HIDDEN, topk=TOPK)
     assert batch.rows_R is not None and batch.rows_R.tolist() == [0, 2, 4, 5]
     assert batch.spans == ((0, 2), (2, 2), (2, 4))
     assert batch.ids_TK is not None and batch.ids_TK.tolist() == [
@@ -121,20 +103,16 @@ def test_packed_frames_become_the_rows_of_one_worker() -> None:
         (packed([[0, 2], [2, 3]], [0, 1]), "sent 2 rows; 1 of its 2 are for this worker"),
         (packed([[0, 2], [2, 4]], [0]), r"outside 0\.\.3"),
         (packed([[0, 2], [2, -1]], [0]), r"outside 0\.\.3"),
-        (frame(2, gated=True), "packs no rows where its peers do"),
+        (frame(2), "gates where its peers do not"),
     ],
 )
 def test_packed_frames_that_are_refused(bad: Frame, match: str) -> None:
     accept(bad)
     good = packed([[0, 2]], [0])
     with pytest.raises(ProtocolError, match=match):
-        gather_packed([good, bad], NEEDS, 1, 0, hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+        gather_packed([good, bad], NEEDS, 0, hidden=HIDDEN, topk=TOPK)
 
 
-def test_packed_frames_of_a_wrong_size_or_without_routing() -> None:
-    with pytest.raises(ProtocolError, match="17 bytes of packed rows for 1 tokens"):
-        accept(packed([[0, 2]], [0], payload_bytes=17))
-    with pytest.raises(ProtocolError, match="routing that it does not tell"):
-        accept(packed([[0, 2]], [0], flags=int(Flag.PACKED)))
-    with pytest.raises(ProtocolError, match="packs rows where its peers do not"):
-        gather([frame(1, gated=True), packed([[0, 2]], [0])], hidden=HIDDEN, topk=TOPK, num_experts=EXPERTS)
+def test_gated_and_plain_do_not_mix() -> None:
+    with pytest.raises(ProtocolError, match="gates where its peers do not"):
+        gather([frame(1), packed([[0, 2]], [0])], hidden=HIDDEN)

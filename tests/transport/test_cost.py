@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 from janus_transport.choice import Chooser
-from janus_transport.cost import DEFAULT, Link, Links, cost, fit, line, predict
+from janus_transport.cost import DEFAULT, Link, Links, Sizes, cost, fit, line, predict
 from janus_transport.framing import HEADER_BYTES
 from janus_transport.plan import make_plan
 from janus_transport.topology import Scheme, Topology
 
-SIZES = {"out": 400, "back": 800, "most": 1 << 20}
+SIZES = Sizes(out=400, back=800, most=1 << 20)
 
 
 def two_by_two(m: int = 4, n: int = 4) -> Topology:
@@ -63,7 +63,37 @@ def test_predictions_equal_what_is_reckoned_by_hand(b: int, share: float | None)
         expected[Scheme.ONE_TO_ONE] += relay(2 * b, row)
     for scheme in Scheme:
         plan = make_plan(scheme, topology, range(4))
-        assert predict(plan, topology, tokens, links, **SIZES) == pytest.approx(expected[scheme])
+        assert predict(plan, topology, tokens, links, SIZES) == pytest.approx(expected[scheme])
+
+
+def test_predictions_of_packed_rows_equal_what_is_reckoned_by_hand() -> None:
+    """As above with interfaces of their own: ids of all tokens, rows as far as a worker or a node needs them."""
+    topology, b = two_by_two(), 64
+    links = Links(intra=line(10e-6, 10e9, 2e-6), inter=line(100e-6, 1e9, 5e-6), share=0.0)
+    part = {(0,): 0.5, (1,): 0.5, (2,): 0.5, (3,): 0.5, (0, 1): 0.75, (2, 3): 0.75, (0, 1, 2, 3): 1.0}
+    sizes = Sizes(out=400, back=800, most=1 << 20, ids=16, share=part.__getitem__)
+    expected = Counter(dict.fromkeys(Scheme, 0.0))
+    for row, each in ((400, 16), (800, 0)):
+
+        def size(tokens: int, share: float, row: int = row, each: int = each) -> float:
+            return tokens * (share * row + each)
+
+        def intra(payload: float) -> float:
+            return 2e-6 + (HEADER_BYTES + payload) / 10e9
+
+        def inter(payload: float) -> float:
+            return 5e-6 + (HEADER_BYTES + payload) / 1e9
+
+        expected[Scheme.ONE_PHASE] += 95e-6 + 4 * inter(size(b, 0.5))
+        expected[Scheme.AGGREGATE] += (8e-6 + intra(size(b, 1.0))) + (95e-6 + 2 * inter(size(2 * b, 0.75)))
+        expected[Scheme.AGGREGATE] += (8e-6 + intra(size(4 * b, 0.5))) + (10e-6 + size(2 * b, 0.75) / 10e9)
+        expected[Scheme.AGGREGATE] += 10e-6 + size(4 * b, 0.5) / 10e9
+        expected[Scheme.ONE_TO_ONE] += (95e-6 + 2 * inter(size(b, 0.75))) + (8e-6 + intra(size(2 * b, 0.5)))
+        expected[Scheme.ONE_TO_ONE] += 10e-6 + size(2 * b, 0.5) / 10e9
+    for scheme in Scheme:
+        plan = make_plan(scheme, topology, range(4))
+        found = predict(plan, topology, dict.fromkeys(range(4), b), links, sizes)
+        assert found == pytest.approx(expected[scheme])
 
 
 def steps(
@@ -82,7 +112,7 @@ def steps(
 def test_wrong_predictions_are_corrected_by_measurement() -> None:
     topology, tokens = two_by_two(), dict.fromkeys(range(4), 8)
     near = Links(intra=line(10e-6, 10e9, 9e-6), inter=line(11e-6, 9e9, 9e-6))
-    chooser = Chooser(topology, links=near, **SIZES)
+    chooser = Chooser(topology, SIZES, links=near)
     order = sorted(chooser.predictions(tokens).items(), key=lambda item: item[1])
     assert order[1][1] < 1.5 * order[0][1], "two worth a try"
     wanted = order[1][0]
@@ -94,17 +124,17 @@ def test_wrong_predictions_are_corrected_by_measurement() -> None:
 
 def test_what_one_size_teaches_serves_the_others() -> None:
     """Relays are twelve times as slow as predicted: after one load's steps no other load begins with two phases."""
-    topology, sizes = two_by_two(), {"out": 4096, "back": 8192, "most": 512}
+    topology, sizes = two_by_two(), Sizes(out=4096, back=8192, most=512)
     links = Links(intra=line(10e-6, 10e9, 5e-6), inter=line(30e-6, 11e9, 8e-6), share=1.0)
-    chooser = Chooser(topology, links=links, **sizes)
+    chooser = Chooser(topology, sizes, links=links)
 
     def true(tokens: dict[int, int], scheme: Scheme) -> float:
-        found = cost(make_plan(scheme, topology, sorted(tokens)), topology, tokens, links, **sizes)
+        found = cost(make_plan(scheme, topology, sorted(tokens)), topology, tokens, links, sizes)
         return 1e-3 + found.intra + found.inter + found.crowd + 12 * found.relay
 
     first, second = dict.fromkeys(range(4), 2), dict.fromkeys(range(4), 8)
     assert chooser.choose(second, trial=False)[0] is not Scheme.ONE_PHASE
-    fresh = Chooser(topology, links=links, **sizes)
+    fresh = Chooser(topology, sizes, links=links)
     for _ in range(100):
         scheme, _ = fresh.choose(first)
         fresh.observe(first, scheme, true(first, scheme))
@@ -118,7 +148,7 @@ def test_trials_cost_a_bounded_share_of_all_time() -> None:
     draw = random.Random(3)
     topology, tokens = two_by_two(8, 8), dict.fromkeys(range(8), 16)
     for _ in range(20):
-        chooser = Chooser(topology, out=4096, back=8192, most=512)
+        chooser = Chooser(topology, Sizes(out=4096, back=8192, most=512))
         least = min(chooser.predictions(tokens).values())
         true = {scheme: least * draw.uniform(1, 6) for scheme in Scheme}
         seen = steps(chooser, tokens, true, 400, 0.05)
@@ -129,16 +159,14 @@ def test_trials_cost_a_bounded_share_of_all_time() -> None:
 
 def test_what_is_predicted_to_be_far_slower_is_never_tried() -> None:
     topology, tokens = two_by_two(8, 8), dict.fromkeys(range(8), 1)
-    chooser = Chooser(
-        topology, links=Links(intra=line(1e-6, 50e9, 1e-6), inter=line(1e-3, 1e9, 1e-3)), **SIZES
-    )
+    chooser = Chooser(topology, SIZES, links=Links(intra=line(1e-6, 50e9, 1e-6), inter=line(1e-3, 1e9, 1e-3)))
     seen = steps(chooser, tokens, dict.fromkeys(Scheme, 1e-3), 300, 0.1)
     assert not seen[Scheme.ONE_PHASE]
 
 
 def test_without_learning_the_prediction_decides() -> None:
     topology, tokens = two_by_two(), dict.fromkeys(range(4), 2)
-    chooser = Chooser(topology, links=DEFAULT, learn=False, **SIZES)
+    chooser = Chooser(topology, SIZES, links=DEFAULT, learn=False)
     predictions = chooser.predictions(tokens)
     best = min(predictions, key=lambda scheme: predictions[scheme])
     assert steps(chooser, tokens, dict.fromkeys(Scheme, 1.0), 50, 0.0) == Counter({best: 50})
@@ -146,6 +174,6 @@ def test_without_learning_the_prediction_decides() -> None:
 
 def test_schemes_that_come_to_the_same_messages_are_not_tried_against_each_other() -> None:
     topology, tokens = Topology(("a",), ("b", "c")), {0: 4}
-    chooser = Chooser(topology, **SIZES)
+    chooser = Chooser(topology, SIZES)
     seen = steps(chooser, tokens, dict.fromkeys(Scheme, 1e-3), 200, 0.1)
     assert seen == Counter({Scheme.ONE_PHASE: 200})

@@ -77,6 +77,20 @@ def test_every_row_arrives_once_and_every_sum_returns_once(scheme: Scheme, seed:
         }
 
 
+@pytest.mark.parametrize("scheme", Scheme)
+@pytest.mark.parametrize("seed", range(40))
+def test_an_edge_reaches_the_moe_workers_who_lack_its_rows_without_it(scheme: Scheme, seed: int) -> None:
+    topology, active, _, _ = drawn(seed)
+    plan = make_plan(scheme, topology, active)
+    for dropped in plan.edges:
+        has = {worker: {worker} & set(active) for worker in range(topology.m + len(topology.moe))}
+        for edge in plan.edges:
+            if edge != dropped:
+                has[edge.receiver] |= set(edge.sources) & has[edge.sender]
+        lacking = [w for w in range(topology.m, len(has)) if not has[w].issuperset(dropped.sources)]
+        assert list(plan.reach(dropped)) == lacking
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 2, 2), (8, 8, 2, 2), (8, 16, 1, 2), (6, 9, 3, 3)])
 @pytest.mark.parametrize("b", [1, 7])
 def test_counts_are_the_formulas_of_the_document(shape: tuple[int, int, int, int], b: int) -> None:
@@ -98,6 +112,30 @@ def test_counts_are_the_formulas_of_the_document(shape: tuple[int, int, int, int
         total = traffic(make_plan(scheme, topology, range(m)), topology, tokens, row_bytes=r, most=MANY)
         assert (total.inter_messages, total.inter_bytes) == (inter, inter_bytes)
         assert (total.intra_messages, total.intra_bytes) == (intra, intra_bytes)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2, 2), (8, 8, 2, 2), (8, 16, 1, 2), (6, 9, 3, 3)])
+def test_packed_counts_are_the_formulas_of_the_document(shape: tuple[int, int, int, int]) -> None:
+    m, n, p, q = shape
+    b, u, w, r, t, h = 11, 7, 3, 4 * 16 + 8 * 2, 4 * 2, HEADER_BYTES
+    topology = spread(*shape)
+    e = q * min(m, n // q) * (n // q - 1)
+    expected = {
+        Scheme.ONE_PHASE: (m * n * (h + w * r + b * t), 0),
+        Scheme.AGGREGATE: (
+            p * q * h + m * q * (u * r + b * t),
+            (m - p) * (h + b * (r + t)) + (n - q) * (h + m * (w * r + b * t)),
+        ),
+        Scheme.ONE_TO_ONE: (m * q * (h + u * r + b * t), e * h + m * (n - q) * (w * r + b * t)),
+    }  # fmt: skip
+    for scheme, bytes_ in expected.items():
+        plan = make_plan(scheme, topology, range(m))
+        rows = {1: w, n // q: u, n: b}
+        total = traffic(
+            plan, topology, dict.fromkeys(range(m), b), row_bytes=r, most=MANY, token_bytes=t,
+            rows=lambda edge, _, plan=plan, rows=rows: rows[len(plan.reach(edge))],
+        )  # fmt: skip
+        assert (total.inter_bytes, total.intra_bytes) == bytes_
 
 
 def test_on_one_node_every_scheme_is_the_direct_one() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from janus_transport.belief import Belief
-from janus_transport.cost import DEFAULT, Cost, Links, cost
+from janus_transport.cost import DEFAULT, Cost, Links, Sizes, cost
 from janus_transport.plan import Edge, Plan, make_plan
 from janus_transport.topology import Scheme, Topology
 
@@ -63,24 +63,13 @@ class Chooser:
     """Chooses for a cohort. The same loads and times give the same choices."""
 
     def __init__(
-        self,
-        topology: Topology,
-        *,
-        out: int,
-        back: int,
-        most: int,
-        links: Links = DEFAULT,
-        learn: bool = True,
-        direct: tuple[int, int] | None = None,
+        self, topology: Topology, sizes: Sizes, *, links: Links = DEFAULT, learn: bool = True
     ) -> None:
-        """``out``, ``back``, ``most``: as in :func:`janus_transport.cost.cost`; ``learn``: else predict alone;
-        ``direct``: out and back in one phase, where rows are packed."""
+        """``learn``: else predict alone."""
         self.links = links
         self.belief = Belief(links)
         self._topology = topology
-        self._sizes = {"out": out, "back": back, "most": most}
-        one = direct or (out, back)
-        self._direct = {"out": one[0], "back": one[1], "most": most}
+        self._sizes = sizes
         self._learn = learn
         self._loads: dict[tuple[int, int], _Load] = {}
         self._plans: dict[tuple[Scheme, tuple[int, ...]], Plan] = {}
@@ -103,12 +92,9 @@ class Chooser:
     def _costs(self, tokens: Mapping[int, int]) -> dict[Scheme, Cost]:
         active = tuple(sorted(tokens))
         return {
-            scheme: cost(
-                self._plan(scheme, active), self._topology, tokens, self.links,
-                **(self._direct if scheme is Scheme.ONE_PHASE else self._sizes),
-            )
+            scheme: cost(self._plan(scheme, active), self._topology, tokens, self.links, self._sizes)
             for scheme in Scheme
-        }  # fmt: skip
+        }
 
     def _plan(self, scheme: Scheme, active: tuple[int, ...]) -> Plan:
         plan = self._plans.get((scheme, active))

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from janus_transport.framing import HEADER_BYTES
-from janus_transport.plan import ACROSS, GATHER, MULTICAST, Plan, packets
+from janus_transport.plan import ACROSS, GATHER, MULTICAST, Edge, Plan, packets
 from janus_transport.topology import Topology
 
 
@@ -72,6 +72,28 @@ DEFAULT = Links(intra=line(20e-6, 5e9, 15e-6), inter=line(50e-6, 1e9, 20e-6))
 UNKNOWN_SHARE = 0.5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What messages carry."""
+
+    out: int
+    """Bytes of a row on its way to the MoE workers."""
+    back: int
+    """Bytes of a row of sums."""
+    most: int
+    """Tokens of a message at most."""
+    ids: int = 0
+    """Bytes of each token on the way out besides, whether its row is carried or not."""
+    share: Callable[[tuple[int, ...]], float] | None = None
+    """Part of the rows that some of these MoE ranks need, which alone are carried; None: all are."""
+
+    def carried(self, plan: Plan, topology: Topology, edge: Edge) -> float:
+        """Part of its sources' rows that an edge carries."""
+        if self.share is None:
+            return 1.0
+        return self.share(tuple(worker - topology.m for worker in plan.reach(edge)))
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Seconds of one layer's exchange, out and back, by cause."""
@@ -92,32 +114,25 @@ class Cost:
         return self.intra + self.inter + self.relay + self.crowd * share
 
 
-def cost(
-    plan: Plan, topology: Topology, tokens: Mapping[int, int], links: Links, *, out: int, back: int, most: int
-) -> Cost:
-    """What one layer's exchange takes, computing left out.
-
-    Args:
-        tokens: rows of each active attention rank.
-        out, back: bytes of a row on its way to the MoE workers, and of a row of sums.
-        most: rows that a message carries at most.
-    """
+def cost(plan: Plan, topology: Topology, tokens: Mapping[int, int], links: Links, sizes: Sizes) -> Cost:
+    """What one layer's exchange takes, computing left out; ``tokens``: of each active attention rank."""
     intra = inter = crowd = relay = 0.0
     for phase in (GATHER, ACROSS, MULTICAST):
-        edges = [edge for edge in plan.edges if edge.phase == phase]
-        for row in (out, back) if edges else ():
+        edges = [(edge, sizes.carried(plan, topology, edge)) for edge in plan.edges if edge.phase == phase]
+        for row, each in ((sizes.out, sizes.ids), (sizes.back, 0)) if edges else ():
             busy: defaultdict[tuple[int, bool], float] = defaultdict(float)
             interfaces: defaultdict[tuple[str, bool], float] = defaultdict(float)
             first = passed_on = 0.0
-            for edge in edges:
+            for edge, carried in edges:
+                per_token = carried * row + each
                 if edge.sources != (edge.sender,):
-                    size = row * sum(tokens[source] for source in edge.sources)
+                    size = per_token * sum(tokens[source] for source in edge.sources)
                     passed_on = max(passed_on, links.intra.seconds(size))
                 remote = topology.remote(edge.sender, edge.receiver)
                 link = links.inter if remote else links.intra
                 first = max(first, link.seconds(0) - link.gap_s)
-                for _, rows in packets(edge.sources, tokens, most):
-                    seconds = link.busy_s(HEADER_BYTES + rows * row)
+                for _, count in packets(edge.sources, tokens, sizes.most):
+                    seconds = link.busy_s(HEADER_BYTES + count * per_token)
                     for worker, sends in ((edge.sender, True), (edge.receiver, False)):
                         busy[worker, sends] += seconds
                         if remote:
@@ -132,11 +147,9 @@ def cost(
     return Cost(intra, inter, crowd, relay)
 
 
-def predict(
-    plan: Plan, topology: Topology, tokens: Mapping[int, int], links: Links, *, out: int, back: int, most: int
-) -> float:
+def predict(plan: Plan, topology: Topology, tokens: Mapping[int, int], links: Links, sizes: Sizes) -> float:
     """Seconds of one layer's exchange; arguments as of :func:`cost`."""
-    return cost(plan, topology, tokens, links, out=out, back=back, most=most).seconds(links)
+    return cost(plan, topology, tokens, links, sizes).seconds(links)
 
 
 def fit(samples: Sequence[tuple[int, float]], burst: Sequence[tuple[int, float]]) -> Link:

@@ -20,7 +20,7 @@ from janus_transport.base import Bytes, TransportError
 
 MAGIC = b"JNS1"
 END = MAGIC[::-1]
-VERSION = 2
+VERSION = 3
 HEADER_BYTES = 128
 _LAYOUT = struct.Struct("<4sBBHQQHHIIBBBxQQI4x16s8s4x32s4s")
 _NO_ACTIVE = bytes(32)

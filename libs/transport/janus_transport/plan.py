@@ -8,7 +8,7 @@ rows on adds up what comes back for them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from janus_transport.framing import HEADER_BYTES
@@ -39,6 +39,7 @@ class Plan:
     """By phase, then by sender and receiver."""
     _ins: dict[int, tuple[Edge, ...]] = field(init=False, default_factory=dict, compare=False)
     _outs: dict[int, tuple[Edge, ...]] = field(init=False, default_factory=dict, compare=False)
+    _reach: dict[Edge, tuple[int, ...]] = field(init=False, default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for edge in self.edges:
@@ -52,6 +53,18 @@ class Plan:
     def outs(self, worker: int) -> tuple[Edge, ...]:
         """What a worker sends on the way out, and is answered on the way back."""
         return self._outs.get(worker, ())
+
+    def reach(self, edge: Edge) -> tuple[int, ...]:
+        """MoE workers that an edge's rows are for, at once or passed on, ascending: packed, it carries what any of
+        them needs."""
+        found = self._reach.get(edge)
+        if found is None:
+            workers = set() if edge.phase == GATHER else {edge.receiver}
+            for onward in self.outs(edge.receiver):
+                if not set(edge.sources).isdisjoint(onward.sources):
+                    workers.update(self.reach(onward))
+            found = self._reach[edge] = tuple(sorted(workers))
+        return found
 
 
 def make_plan(scheme: Scheme, topology: Topology, active: Sequence[int]) -> Plan:
@@ -136,13 +149,29 @@ class Traffic:
 
 
 def traffic(
-    plan: Plan, topology: Topology, tokens: Mapping[int, int], *, row_bytes: int, most: int
+    plan: Plan,
+    topology: Topology,
+    tokens: Mapping[int, int],
+    *,
+    row_bytes: int,
+    most: int,
+    token_bytes: int = 0,
+    rows: Callable[[Edge, int], int] | None = None,
 ) -> Traffic:
-    """Traffic of a plan; the same edges carry both directions, only ``row_bytes`` differs."""
+    """Traffic of a plan; the same edges carry both directions, only the sizes differ.
+
+    Args:
+        tokens: of each active attention rank.
+        row_bytes: of a row that a message carries.
+        most: tokens of a message at most.
+        token_bytes: of each token besides, whether its row is carried or not.
+        rows: how many of a source's rows an edge carries; all, where it is left out.
+    """
     total: Counter[str] = Counter()
     for edge in plan.edges:
         link = "inter" if topology.remote(edge.sender, edge.receiver) else "intra"
-        for _, rows in packets(edge.sources, tokens, most):
+        for group, count in packets(edge.sources, tokens, most):
+            carried = count if rows is None else sum(rows(edge, source) for source in group)
             total[f"{link}_messages"] += 1
-            total[f"{link}_bytes"] += HEADER_BYTES + rows * row_bytes
+            total[f"{link}_bytes"] += HEADER_BYTES + carried * row_bytes + count * token_bytes
     return Traffic(**total)

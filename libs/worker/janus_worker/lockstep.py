@@ -40,7 +40,8 @@ class Flag(enum.IntFlag):
     """Bits of ``Header.flags``."""
 
     GATED = 1
-    """AGate: routing done by the sender; expert ids and weights follow the hidden states."""
+    """AGate: routing done by the sender, who sends only the rows that are needed (packing.py). In PARTIAL: sums of
+    these rows."""
     RETRY = 2
     """The layer is repeated: the MoE workers' digests differed."""
     DECODES = 4
@@ -49,9 +50,7 @@ class Flag(enum.IntFlag):
     """In a step's first frame: its sender has a second lane. In PARTIAL: the coordinator advises to split steps."""
     MIXED = 16
     """In PARTIAL: it sums what MoE workers with different digests computed."""
-    PACKED = 32
-    """With GATED: only the rows that the receiver needs (packing.py). In PARTIAL: sums of these rows."""
-    NARROW = 64
+    NARROW = 32
     """Hidden states are bf16 (rows.py); sums are what they always are."""
 
 

@@ -17,8 +17,9 @@ from janus_transport.topology import Scheme, Topology
 
 from janus_worker.engine import CohortEngine
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
+from janus_worker.packing import Needs, Piece, pack, received
 
-_MIXED, _DECODES = int(Flag.MIXED), int(Flag.DECODES)
+_MIXED, _DECODES, _NARROW = int(Flag.MIXED), int(Flag.DECODES), int(Flag.NARROW)
 Rows = np.ndarray[Any, np.dtype[Any]]
 Packet = tuple[int, tuple[int, ...]]
 """(the worker at the other end, sources of the rows)"""
@@ -59,21 +60,24 @@ class Relay:
     """Base of the two roles' relays. Workers are numbered as in a Topology."""
 
     def __init__(
-        self, engine: CohortEngine, peek: Callable[[int], Frame | None], *, hidden: int, most: int
+        self, engine: CohortEngine, peek: Callable[[int], Frame | None], *, hidden: int, topk: int, most: int
     ) -> None:
-        """``peek``: the oldest frame of a member; ``most``: rows that a frame carries at most."""
+        """``peek``: the oldest frame of a member; ``most``: tokens of a frame at most."""
         self._engine = engine
         self._peek = peek
         self._hidden = hidden
+        self._topk = topk
         self._most = most
         self._buffers: dict[tuple[Any, ...], SendBuffer] = {}
         self._plans: dict[tuple[int, tuple[int, ...]], Plan] = {}
         self.topology = Topology((), ())
         self.me = 0
         self._members: list[int] = []
+        self._needs = Needs((), 0)
 
-    def adopt(self, cohort: EngineCohort) -> None:
-        """Take up a cohort that this worker belongs to."""
+    def adopt(self, cohort: EngineCohort, needs: Needs) -> None:
+        """Take up a cohort that this worker belongs to; ``needs``: of its layout."""
+        self._needs = needs
         self.topology = cohort.topology
         self._members = [peer.member for peer in (*cohort.attention, *cohort.moe)]
         self.me = self._members.index(self._engine.member)
@@ -113,31 +117,55 @@ class Relay:
     def _collect(
         self,
         expected: Iterable[Packet],
-        take: Callable[[Frame, tuple[int, ...]], None],
-        over: Callable[[], bool] | None = None,
-    ) -> bool:
-        """Hand each expected message to ``take`` and consume it; False as soon as ``over()``."""
+        take: Callable[[Frame, int, tuple[int, ...]], None],
+    ) -> None:
+        """Hand each expected message to ``take``, with its packet, and consume it."""
         engine, peek = self._engine, self._peek
-        awaited: dict[int, deque[tuple[int, ...]]] = {}
-        for worker, sources in expected:
-            awaited.setdefault(self._members[worker], deque()).append(sources)
+        awaited: dict[int, deque[Packet]] = {}
+        for packet in expected:
+            awaited.setdefault(self._members[packet[0]], deque()).append(packet)
 
         def ready() -> bool:
-            return any(peek(member) is not None for member in awaited) or (over is not None and over())
+            return any(peek(member) is not None for member in awaited)
 
         while awaited:
             if not ready():
                 engine.await_(ready, lambda: [m for m in awaited if peek(m) is None])
-            if over is not None and over():
-                return False
             for member in list(awaited):
                 groups = awaited[member]
                 while groups and (frame := peek(member)) is not None:
-                    take(frame, groups.popleft())
+                    take(frame, *groups.popleft())
                     engine.exchange.pop(member)
                 if not groups:
                     del awaited[member]
-        return True
+
+    def _ranks(self, plan: Plan, edge: Edge) -> tuple[int, ...]:
+        """MoE ranks that an edge's rows are for."""
+        return tuple(worker - self.topology.m for worker in plan.reach(edge))
+
+    def _received(self, frame: Frame, ranks: tuple[int, ...]) -> Piece:
+        """Rows of a gated frame. Raises ProtocolError unless they are those that MoE ``ranks`` need."""
+        return received(frame, self._needs, ranks, hidden=self._hidden, topk=self._topk)
+
+    def _pack_edge(
+        self, plan: Plan, edge: Edge, header: Header, pieces: Mapping[int, Piece], tokens: Mapping[int, int]
+    ) -> tuple[dict[tuple[int, int], Rows], int]:
+        """Send along an edge the rows that MoE workers beyond it need.
+
+        Returns which tokens of each source these are, by (receiver, source), and bytes of payload.
+        """
+        ranks, narrow, sent = self._ranks(plan, edge), bool(header.flags & _NARROW), 0
+        rows = {s: self._needs.rows(header.layer, ranks, pieces[s].ids_TK) for s in edge.sources}
+        for part, (sources, count) in enumerate(packets(edge.sources, tokens, self._most)):
+            buffer = self._buffer("packed", header.lane, edge.receiver, part)
+            size = pack(buffer.payload, [(pieces[s], rows[s]) for s in sources], narrow=narrow)
+            self._engine.exchange.send(
+                [self._members[edge.receiver]],
+                dataclasses.replace(header, tokens=count, payload_bytes=size),
+                buffer,
+            )
+            sent += size
+        return {(edge.receiver, source): found for source, found in rows.items()}, sent
 
     def _buffer(self, *key: Any) -> SendBuffer:
         """A buffer for one message of a layer, writable."""

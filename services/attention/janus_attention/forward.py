@@ -24,9 +24,9 @@ from janus_transport.topology import NAMES, Scheme, unmask
 from janus_worker.engine import CohortEngine
 from janus_worker.histogram import Histogram
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
-from janus_worker.packing import Needs, pack
+from janus_worker.packing import Needs, Piece, pack
 from janus_worker.relay import Verdict
-from janus_worker.rows import put, rounded
+from janus_worker.rows import put, rounded, row_bytes
 
 from janus_attention.batch import StepInput
 from janus_attention.graphs import LayerGraphs, Staged
@@ -35,7 +35,7 @@ from janus_attention.sequence import Trace
 
 # Plain numbers: operators of IntFlag cost microseconds each, in every layer.
 _GATED, _RETRY, _DECODES = int(Flag.GATED), int(Flag.RETRY), int(Flag.DECODES)
-_SPLIT, _PACKED, _NARROW = int(Flag.SPLIT), int(Flag.PACKED), int(Flag.NARROW)
+_SPLIT, _NARROW = int(Flag.SPLIT), int(Flag.NARROW)
 _COHORT = _DECODES | _SPLIT | int(Flag.MIXED)
 """What a reply says of the cohort, not of the request."""
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -117,9 +117,9 @@ class _Lane:
         self.plan: Plan | None = None
         """How its layers after the first are exchanged; None: in one phase."""
         self.packed: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
-        """By member: its rows of the request under way, where they were packed."""
+        """By member: its rows of the request under way, where it is gated and goes in one phase."""
         self.sent_bytes = 0
-        """Payload of the request, all copies together."""
+        """Payload of the request, all copies together, and what was sent for others of the node."""
         self.span = _NO_SPAN
         self.began_ns = 0
         self.staged: Staged | None = None
@@ -165,8 +165,7 @@ class Forward:
         self._lanes = [_Lane(number, engine.exchange.allocate()) for number in (0, 1)]
         self.exchange_latency = Histogram(EXCHANGE_BOUNDS_S)
         self.relay = AttentionRelay(engine, self.reply, hidden=self._hidden, topk=self._topk, most=most)
-        self._needs: Needs | None = None
-        """Under AGate."""
+        self._needs = Needs((), 0)
         self._packs: dict[tuple[int, int], SendBuffer] = {}
         """Of packed rows, by lane and member."""
         self._held: list[int] = []
@@ -182,10 +181,9 @@ class Forward:
 
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> None:
         """Take up a cohort, announced by this message."""
-        self.relay.adopt(cohort)
+        self._needs = Needs(body["placement"], body["num_experts"])
+        self.relay.adopt(cohort, self._needs)
         self.advice = False
-        gated = cohort.gating == "attention"
-        self._needs = Needs(body["placement"], body["num_experts"]) if gated else None
         self._packs.clear()
 
     def run(self, step: StepInput, cohort: EngineCohort, trace: Trace | None) -> torch.Tensor:
@@ -304,43 +302,34 @@ class Forward:
         lane.span = os.urandom(8) if trace else _NO_SPAN
         lane.began_ns = time.time_ns()
         flags |= _NARROW if self._narrow else 0
-        packed = plan is None and self._needs is not None
-        size = 0
-        if packed:
-            flags |= _PACKED
-        else:
-            exchange.reclaim(lane.buffer)
-            size = self._fill(lane, gated=bool(flags & _GATED))
+        request = self._gated(lane) if flags & _GATED else self._fill(lane)
+        size = 0 if isinstance(request, Piece) else lane.x_TD.shape[0] * row_bytes(self._hidden, self._narrow)
         lane.packed.clear()
-        lane.header = Header(
+        header = lane.header = Header(
             kind=Kind.HIDDEN, flags=flags | self._decodes, epoch=self._cohort.epoch, step=self._engine.step,
             layer=lane.index, lane=lane.number, source=self._engine.member, tokens=lane.x_TD.shape[0],
             topk=self._topk, payload_bytes=size,
             trace_id=bytes.fromhex(trace.trace_id) if trace else _NO_TRACE, span_id=lane.span,
             scheme=plan.scheme if plan else 0,
         )  # fmt: skip
-        if packed:
-            self._send_packed(lane, lane.header)
-            return
-        lane.sent_bytes = size * self._copies(lane)
-        if plan is None:
-            exchange.send(self._members, lane.header, lane.buffer)
+        if plan is not None:
+            lane.sent_bytes = self.relay.send(plan, header, request)
+        elif isinstance(request, Piece):
+            self._send_packed(lane, header, request)
         else:
-            self.relay.send(plan, lane.header, lane.buffer)
+            lane.sent_bytes = size * len(self._members)
+            exchange.send(self._members, header, request)
 
-    def _send_packed(self, lane: _Lane, header: Header) -> None:
+    def _send_packed(self, lane: _Lane, header: Header, piece: Piece) -> None:
         """To each MoE worker the rows that it needs."""
-        assert self._needs is not None
         exchange, lane.sent_bytes = self._engine.exchange, 0
-        ids, weights = self._gate(lane)
-        x_TD, weights_TK, ids_TK = lane.x_TD.cpu().numpy(), weights.cpu().numpy(), ids.cpu().numpy()
         for rank, member in enumerate(self._members):
-            rows = lane.packed[member] = self._needs.rows(lane.index, rank, ids_TK)
+            rows = lane.packed[member] = self._needs.rows(lane.index, (rank,), piece.ids_TK)
             buffer = self._packs.get((lane.number, member))
             if buffer is None:
                 buffer = self._packs[lane.number, member] = exchange.allocate()
             exchange.reclaim(buffer)
-            size = pack(buffer.payload, x_TD, weights_TK, ids_TK, rows, narrow=self._narrow)
+            size = pack(buffer.payload, [(piece, rows)], narrow=self._narrow)
             exchange.send([member], dataclasses.replace(header, payload_bytes=size), buffer)
             lane.sent_bytes += size
 
@@ -353,7 +342,8 @@ class Forward:
         if lane.planned is None:
             partials, said = self._direct(lane, header)
         else:
-            partials, said = self.relay.collect(lane.planned, header, lambda frame: _check(frame, header))
+            sums_TD, said = self.relay.collect(lane.planned, header, lambda frame: _check(frame, header))
+            partials = [sums_TD]
         took = lane.spent + time.perf_counter() - began
         lane.header = None
         self.cohort_decodes = bool(said.flags & _DECODES)
@@ -413,33 +403,23 @@ class Forward:
             },
         )  # fmt: skip
 
-    def _copies(self, lane: _Lane) -> int:
-        """How often this worker has sent rows of the lane."""
-        return len(lane.planned.outs(self.relay.me)) if lane.planned else len(self._members)
-
     def _release(self) -> None:
         """Give the receive buffers of the last replies back."""
         for member in self._held:
             self._engine.exchange.pop(member)
         self._held.clear()
 
-    def _fill(self, lane: _Lane, *, gated: bool) -> int:
-        """Write the request's payload; its size in bytes."""
-        payload, count = lane.buffer.payload, lane.x_TD.shape[0]
-        size = put(payload, lane.x_TD, self._narrow)
-        if not gated:
-            return size
-        ids_TK, weights_TK = self._gate(lane)
-        # Weights before ids: eight-byte numbers where they are aligned.
-        middle = size + 8 * count * self._topk
-        end = middle + 4 * count * self._topk
-        torch.from_numpy(payload[size:middle].view(np.float64).reshape(weights_TK.shape)).copy_(weights_TK)
-        torch.from_numpy(payload[middle:end].view(np.int32).reshape(ids_TK.shape)).copy_(ids_TK)
-        return end
+    def _fill(self, lane: _Lane) -> SendBuffer:
+        """The request's payload: all hidden states."""
+        self._engine.exchange.reclaim(lane.buffer)
+        put(lane.buffer.payload, lane.x_TD, self._narrow)
+        return lane.buffer
 
-    def _gate(self, lane: _Lane) -> tuple[torch.Tensor, torch.Tensor]:
-        """Routing of what the MoE workers will see: the same whoever routes."""
-        return self._routers.gate(lane.index, rounded(lane.x_TD) if self._narrow else lane.x_TD)
+    def _gated(self, lane: _Lane) -> Piece:
+        """The lane's rows with the routing of what the MoE workers will see: the same whoever routes."""
+        x_TD = rounded(lane.x_TD) if self._narrow else lane.x_TD
+        ids_TK, weights_TK = self._routers.gate(lane.index, x_TD)
+        return Piece.whole(lane.x_TD.cpu().numpy(), weights_TK.cpu().numpy(), ids_TK.cpu().numpy())
 
     def reply(self, member: int) -> Frame | None:
         """Oldest PARTIAL of a MoE worker; the coordinator's late notes are dropped."""

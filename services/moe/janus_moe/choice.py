@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from janus_transport.choice import Chooser
-from janus_transport.cost import DEFAULT, Links
+from janus_transport.cost import DEFAULT, Links, Sizes
 from janus_transport.topology import NAMES, SCHEMES, Scheme, mask
 from janus_worker.engine import CohortEngine
 from janus_worker.lockstep import EngineCohort
+from janus_worker.packing import Needs
 from janus_worker.profile import measure_links
+from janus_worker.rows import row_bytes
 
 
 class ExchangeChoice:
@@ -21,21 +24,23 @@ class ExchangeChoice:
     def __init__(self, engine: CohortEngine, *, hidden: int, topk: int, most: int, layers: int) -> None:
         self._engine = engine
         self._hidden, self._topk, self._most, self._layers = hidden, topk, most, layers
-        self._hosted = 1.0
+        self._needs = Needs((), 0)
         self._cohort: EngineCohort | None = None
         """Of more nodes than one, and coordinated here; else None."""
         self._measured: tuple[Any, Links] = (None, DEFAULT)
         """Members, and the links between them."""
         self._chooser: Chooser | None = None
+        self._narrow = False
+        """What its sizes are of."""
         self._step: tuple[Mapping[int, int], Scheme, float] | None = None
         self.steps: Counter[str] = Counter()
         """Lanes by the scheme chosen for them."""
         self.latest: dict[str, Any] = {}
         """Span attributes of the choice in force."""
 
-    def adopt(self, cohort: EngineCohort, rank: int, hosted: float) -> None:
-        """Take up a cohort; ``hosted``: share of the experts that a MoE worker hosts, on average."""
-        self._hosted = hosted
+    def adopt(self, cohort: EngineCohort, rank: int, needs: Needs) -> None:
+        """Take up a cohort; ``needs``: of its layout."""
+        self._needs = needs
         ours = rank == 0 and cohort.topology.spread and cohort.exchange != "1pc" and self._layers > 1
         self._cohort = cohort if ours else None
         self._chooser = self._step = None
@@ -48,21 +53,30 @@ class ExchangeChoice:
             return
         if self._measured[0] != cohort.members:
             self._measured = (cohort.members, measure_links(self._engine, cohort))
-        out, back, direct = 4 * self._hidden, 8 * self._hidden, None
-        if cohort.gating == "attention":
-            # Packed in one phase (packing.py): rows go where one of their experts may be.
-            share = 1 - (1 - self._hosted) ** self._topk
-            direct = (int(share * (out + 8 * self._topk)) + 4 * self._topk, int(share * back))
-            out += 12 * self._topk
-        self._chooser = Chooser(
-            cohort.topology, out=out, back=back, most=self._most, links=self._measured[1], direct=direct
-        )
 
-    def choose(self, tokens: Mapping[int, int], *, split: bool) -> tuple[int, int]:
-        """Scheme and active ranks, as bits, for a lane with these rows by attention rank."""
+    def _sizes(self, gated: bool, narrow: bool) -> Sizes:
+        out, back = row_bytes(self._hidden, narrow), 8 * self._hidden
+        if not gated:
+            return Sizes(out=out, back=back, most=self._most)
+        # Packed (packing.py): rows go where one of their experts may be, ids everywhere.
+        needs, topk = self._needs, self._topk
+
+        @functools.cache
+        def share(ranks: tuple[int, ...]) -> float:
+            return needs.share(ranks, topk)
+
+        return Sizes(out=out + 8 * topk, back=back, most=self._most, ids=4 * topk, share=share)
+
+    def choose(self, tokens: Mapping[int, int], *, split: bool, narrow: bool) -> tuple[int, int]:
+        """Scheme and active ranks, as bits, for a lane with these tokens by attention rank; ``narrow``: hidden states
+        travel as bf16."""
         self._step = None
-        if self._cohort is None or self._chooser is None:
+        if self._cohort is None:
             return 0, 0
+        if self._chooser is None or narrow != self._narrow:
+            sizes = self._sizes(self._cohort.gating == "attention", narrow)
+            self._chooser = Chooser(self._cohort.topology, sizes, links=self._measured[1])
+            self._narrow = narrow
         if self._cohort.exchange == "auto":
             # Times of split steps belong to two lanes: they teach nothing, and nothing is tried in them.
             scheme, predicted = self._chooser.choose(tokens, trial=not split)

@@ -28,11 +28,12 @@ from janus_moe.compute import HostedLayout, MoeCompute, PassCounters
 from janus_moe.gather import Gathered, check, gather, gather_packed
 from janus_moe.lanes import LaneAdvisor
 from janus_moe.loader import ExpertLoader, LoadJob, read_in
-from janus_moe.relay import MoeRelay, Relayed
+from janus_moe.relay import MoeRelay
+from janus_moe.relayed import Relayed
 
 _ROUTING_S = 2.0
 _RETRY, _DECODES, _SPLIT = int(Flag.RETRY), int(Flag.DECODES), int(Flag.SPLIT)
-_PACKED = int(Flag.PACKED)
+_GATED, _NARROW = int(Flag.GATED), int(Flag.NARROW)
 _NO_TRACE = bytes(16)
 
 
@@ -99,14 +100,13 @@ class MoeEngine(CohortEngine):
         self._prober: int | None = None
         """The coordinator, where it is another worker of this node."""
         self._relay = MoeRelay(
-            self, self.inbox.peek, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens,
-            num_experts=model.config.moe.num_experts,
-        )  # fmt: skip
+            self, self.inbox.peek, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens
+        )
         self._choice = ExchangeChoice(
             self, hidden=self._hidden, topk=self._topk, most=options.max_batch_tokens, layers=self._layers
         )
         self._needs = Needs((), 0)
-        """Of packed frames."""
+        """Of gated frames."""
         self._named = (0, 0)
         """As coordinator: scheme and active ranks (bits) of the latest lane's layers after the first."""
         self._loader = ExpertLoader(model)
@@ -207,8 +207,8 @@ class MoeEngine(CohortEngine):
         for key in self._loaded.keys() - wanted:
             del self._loaded[key]
         self.inbox.adopt(cohort, (*cohort.attention, *cohort.mates(self.member)))
-        self._relay.adopt(cohort)
-        self._choice.adopt(cohort, rank, self._needs.hosted)
+        self._relay.adopt(cohort, self._needs)
+        self._choice.adopt(cohort, rank, self._needs)
         self._prober = next(
             (p.member for p in cohort.mates(self.member) if p.member == cohort.moe[0].member), None
         )
@@ -331,7 +331,8 @@ class MoeEngine(CohortEngine):
             return
         tokens = {self._ranks[frame.header.source]: frame.header.tokens for frame in frames}
         self._relay.begin(lane, tokens)
-        self._named = self._choice.choose(tokens, split=split)
+        narrow = bool(frames[0].header.flags & _NARROW)
+        self._named = self._choice.choose(tokens, split=split, narrow=narrow)
 
     def _check(self, frame: Frame, step: int, layer: int, lane: int = 0) -> None:
         check(
@@ -373,13 +374,10 @@ class MoeEngine(CohortEngine):
 
     def _pass(self, layer: int, active: list[int], frames: list[Frame]) -> None:
         started = time.perf_counter()
-        sizes = {
-            "hidden": self._hidden, "topk": self._topk, "num_experts": self._model.config.moe.num_experts,
-        }  # fmt: skip
-        if frames[0].header.flags & _PACKED:
-            batch = gather_packed(frames, self._needs, layer, self._rank, **sizes)
+        if frames[0].header.flags & _GATED:
+            batch = gather_packed(frames, self._needs, self._rank, hidden=self._hidden, topk=self._topk)
         else:
-            batch = gather(frames, **sizes)
+            batch = gather(frames, hidden=self._hidden)
         headers = [frame.header for frame in frames]
         done = self._run(layer, batch, headers, started)
         for member, header, (first, end) in zip(active, headers, batch.spans, strict=True):
@@ -402,8 +400,7 @@ class MoeEngine(CohortEngine):
         if layer % self._reporters == self._rank:  # all see the same routing: one tells
             self._recorder.observe(layer, ids_TK.cpu().numpy())
         sums_TD = torch.empty(x_TD.shape, dtype=torch.float64, device=device)
-        rows_R = batch.rows_R if isinstance(batch, Gathered) else None
-        result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD, rows_R)
+        result = self._compute.run(layer, x_TD, ids_TK, weights_TK, sums_TD, batch.rows_R)
         out_TD = sums_TD.cpu()
         elapsed_us = int((time.perf_counter() - started) * 1e6)
         for header in headers:

@@ -5,34 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from janus_transport import Frame, Header
 from janus_transport.plan import ACROSS, MULTICAST, Edge, Plan, packets
 from janus_worker.engine import CohortEngine
 from janus_worker.lockstep import Flag, ProtocolError
 from janus_worker.relay import Relay, Rows, Verdict
-from janus_worker.rows import put
+from janus_worker.rows import put, take
 
-from janus_moe.gather import views
+from janus_moe.relayed import Batch, Relayed
 
-_DECODES, _PACKED, _NARROW = int(Flag.DECODES), int(Flag.PACKED), int(Flag.NARROW)
+_GATED, _DECODES, _NARROW = int(Flag.GATED), int(Flag.DECODES), int(Flag.NARROW)
 _NO_TRACE = bytes(16)
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Relayed:
-    """One layer's batch as it came over a plan, rows of all active attention ranks in their order."""
-
-    x_TD: torch.Tensor
-    """fp32 [T, d]"""
-    ids_TK: torch.Tensor | None = None
-    """int32 [T, k], gated."""
-    weights_TK: torch.Tensor | None = None
-    """fp64 [T, k], gated."""
-    plan: Plan
-    headers: list[Header]
-    """Of the messages that it came in."""
 
 
 class MoeRelay(Relay):
@@ -45,12 +29,9 @@ class MoeRelay(Relay):
         *,
         hidden: int,
         topk: int,
-        num_experts: int,
         most: int,
     ) -> None:
-        super().__init__(engine, peek, hidden=hidden, most=most)
-        self._topk = topk
-        self._num_experts = num_experts
+        super().__init__(engine, peek, hidden=hidden, topk=topk, most=most)
         self._tokens: dict[int, Mapping[int, int]] = {}
         self._rows: dict[int, dict[int, slice]] = {}
         """Both by lane, then by attention rank."""
@@ -97,11 +78,11 @@ class MoeRelay(Relay):
             plan = self.plan(first.scheme, tuple(tokens))
         except ValueError as error:
             raise ProtocolError(first.source, f"names an exchange that cannot be: {error}") from None
-        columns: list[Rows] = []
-        headers: list[Header] = []
-        total = sum(tokens.values())
+        batch = Batch(tokens, rows)
+        ins, outs = plan.ins(self.me), plan.outs(self.me)
+        ranks = {source: self._ranks(plan, edge) for edge in ins for source in edge.sources}
 
-        def take(frame: Frame, sources: tuple[int, ...]) -> None:
+        def accept(frame: Frame, worker: int, sources: tuple[int, ...]) -> None:
             check(frame)
             header = frame.header
             if header.scheme != first.scheme or header.tokens != sum(tokens[source] for source in sources):
@@ -110,80 +91,75 @@ class MoeRelay(Relay):
                     f"sent {header.tokens} rows by scheme {header.scheme}; expected scheme {first.scheme} and those of "
                     f"attention ranks {sources}",
                 )
-            if header.flags & _PACKED:
-                raise ProtocolError(header.source, "packs rows in an exchange of two phases")
-            parts = views(frame, self._hidden, self._topk, self._num_experts)
-            if not columns:
-                columns.extend(np.empty((total, part.shape[1]), part.dtype) for part in parts)
-            if len(parts) != len(columns):
+            batch.headers.append(header)
+            differs = header.flags ^ batch.headers[0].flags
+            if differs & _GATED:
                 raise ProtocolError(header.source, "gates where its peers do not (or the reverse)")
-            headers.append(header)
-            if (header.flags ^ headers[0].flags) & _NARROW:
+            if differs & _NARROW:
                 raise ProtocolError(
                     header.source, "sends other hidden states than its peers: --wire-dtype differs"
                 )
-            for column, part in zip(columns, parts, strict=True):
-                at = 0
-                for source in sources:
-                    column[rows[source]] = part[at : at + tokens[source]]
-                    at += tokens[source]
+            if batch.gated:
+                batch.add_piece(sources, self._received(frame, ranks[sources[0]]))
+            else:
+                narrow = bool(header.flags & _NARROW)
+                batch.add(sources, take(frame.payload, header.tokens, self._hidden, narrow))
 
-        ins, outs = plan.ins(self.me), plan.outs(self.me)
         early = [edge for edge in ins if edge.phase == ACROSS]
-        self._collect(self._packets(_sender, early, tokens), take)
-        if outs:
-            self._pass_on(plan, outs, columns, headers, lane)
+        self._collect(self._packets(_sender, early, tokens), accept)
+        passed = self._pass_on(plan, outs, batch, lane) if outs else {}
         late = [edge for edge in ins if edge.phase == MULTICAST]
-        self._collect(self._packets(_sender, late, tokens), take)
-        tensors = [torch.from_numpy(column) for column in columns]
-        relayed = Relayed(x_TD=tensors[0], plan=plan, headers=headers)
-        if len(tensors) > 1:
-            relayed.weights_TK, relayed.ids_TK = tensors[1:]
-        return relayed
+        self._collect(self._packets(_sender, late, tokens), accept)
+        return batch.finish(plan, passed)
 
     def _pass_on(
-        self, plan: Plan, outs: Sequence[Edge], columns: Sequence[Rows], headers: Sequence[Header], lane: int
-    ) -> None:
-        """Edges inside a node have all the same sources: what came to this worker for its node."""
-        tokens, rows = self._tokens[lane], self._rows[lane]
+        self, plan: Plan, outs: Sequence[Edge], batch: Batch, lane: int
+    ) -> dict[tuple[int, int], Rows]:
+        """Edges inside a node have all the same sources: what came to this worker for its node.
+
+        Gated, each gets the rows that it needs; returns which of this worker's they are.
+        """
+        header = batch.headers[0]
+        traced = next((h for h in batch.headers if h.trace_id != _NO_TRACE), header)
+        flags = header.flags
+        for other in batch.headers:
+            flags |= other.flags & _DECODES
+        header = dataclasses.replace(
+            header, source=self._engine.member, flags=flags, trace_id=traced.trace_id, span_id=traced.span_id
+        )
+        passed: dict[tuple[int, int], Rows] = {}
+        if batch.gated:
+            for edge in outs:
+                passed.update(self._pack_edge(plan, edge, header, batch.pieces, batch.tokens)[0])
+            return {(to, source): batch.pieces[source].places(rows) for (to, source), rows in passed.items()}
         mates = [self.member(edge.receiver) for edge in outs]
-        flags = headers[0].flags
-        for header in headers:
-            flags |= header.flags & _DECODES
-        traced = next((header for header in headers if header.trace_id != _NO_TRACE), headers[0])
-        for part, (sources, count) in enumerate(packets(outs[0].sources, tokens, self._most)):
+        for part, (sources, count) in enumerate(packets(outs[0].sources, batch.tokens, self._most)):
             buffer = self._buffer("rows", lane, part)
             end = 0
-            if flags & _NARROW:
-                for source in sources:
-                    end += put(buffer.payload[end:], torch.from_numpy(columns[0][rows[source]]), True)
-            for column in columns[1:] if flags & _NARROW else columns:
-                for source in sources:
-                    piece = column[rows[source]].reshape(-1).view(np.uint8)
-                    buffer.payload[end : end + piece.nbytes] = piece
-                    end += piece.nbytes
-            header = dataclasses.replace(
-                headers[0], source=self._engine.member, flags=flags, tokens=count, payload_bytes=end,
-                trace_id=traced.trace_id, span_id=traced.span_id,
-            )  # fmt: skip
-            self._engine.exchange.send(mates, header, buffer)
+            for source in sources:
+                x = torch.from_numpy(batch.x_TD[batch.rows[source]])
+                end += put(buffer.payload[end:], x, bool(flags & _NARROW))
+            self._engine.exchange.send(
+                mates, dataclasses.replace(header, tokens=count, payload_bytes=end), buffer
+            )
+        return passed
 
     def answer(self, relayed: Relayed, answer: Header, out_TD: Rows) -> None:
-        """Send the partial sums fp64 [T, d] back the way the rows came; ``out_TD`` becomes the node's sums.
+        """Send the partial sums fp64 [T, d], gated [R, d], back the way the rows came; ``out_TD`` becomes the node's.
 
         ``answer`` is the PARTIAL's header but for tokens and size: digest, time and flags are this worker's own.
         """
         plan, lane = relayed.plan, answer.lane
-        tokens, rows = self._tokens[lane], self._rows[lane]
+        tokens = self._tokens[lane]
         ins, outs = plan.ins(self.me), plan.outs(self.me)
         for edge in ins:
             if edge.phase == MULTICAST:
-                self._answer(edge, answer, out_TD)
+                self._answer(edge, relayed, answer, out_TD)
         joint = Verdict()
         joint.add(answer)
         summed: set[int] = set()
 
-        def take(frame: Frame, sources: tuple[int, ...]) -> None:
+        def add(frame: Frame, worker: int, sources: tuple[int, ...]) -> None:
             header = frame.header
             if (header.kind, header.step, header.layer, header.lane) != (
                 answer.kind, answer.step, answer.layer, lane,
@@ -192,24 +168,31 @@ class MoeRelay(Relay):
                     header.source, f"sent {header.kind!r} of step {header.step} layer {header.layer}; expected its "
                     f"sums of step {answer.step} layer {answer.layer}",
                 )  # fmt: skip
-            part = self._sums(frame, sum(tokens[source] for source in sources))
+            passed = [relayed.passed.get((worker, source)) for source in sources]
+            counts = [
+                tokens[source] if rows is None else len(rows)
+                for source, rows in zip(sources, passed, strict=True)
+            ]
+            sums = self._sums(frame, sum(counts))
             at = 0
-            for source in sources:
-                out_TD[rows[source]] += part[at : at + tokens[source]]
-                at += tokens[source]
+            for source, rows, count in zip(sources, passed, counts, strict=True):
+                mine = out_TD[relayed.places[source]]
+                mine[slice(None) if rows is None else rows] += sums[at : at + count]
+                at += count
             joint.add(header)
             summed.update(sources)
 
-        self._collect(self._packets(_receiver, outs, tokens), take)
+        self._collect(self._packets(_receiver, outs, tokens), add)
         joined = joint.mark(answer)
         for edge in ins:
             if edge.phase == ACROSS:
-                self._answer(edge, joined if summed.issuperset(edge.sources) else answer, out_TD)
+                said = joined if summed.issuperset(edge.sources) else answer
+                self._answer(edge, relayed, said, out_TD)
 
-    def _answer(self, edge: Edge, answer: Header, out_TD: Rows) -> None:
-        tokens, rows = self._tokens[answer.lane], self._rows[answer.lane]
+    def _answer(self, edge: Edge, relayed: Relayed, answer: Header, out_TD: Rows) -> None:
+        tokens, places = self._tokens[answer.lane], relayed.places
         for part, (sources, _) in enumerate(packets(edge.sources, tokens, self._most)):
-            self._send_sums(edge.sender, [out_TD[rows[source]] for source in sources], answer, part=part)
+            self._send_sums(edge.sender, [out_TD[places[source]] for source in sources], answer, part=part)
 
 
 def _sender(edge: Edge) -> int:
