@@ -12,7 +12,7 @@ import torch
 from janus_transport import Frame, Header, Kind
 from janus_worker.lockstep import Flag, ProtocolError
 from janus_worker.packing import Needs, Piece, pack, packed_bytes, packed_rows, received, unpack
-from janus_worker.rows import put, rounded, row_bytes, take
+from janus_worker.rows import add_rows, put, rounded, row_bytes, take
 
 EXPERTS, HIDDEN, TOPK = 12, 6, 3
 
@@ -138,6 +138,20 @@ def test_hidden_states_come_back_as_they_were_or_rounded(narrow: bool) -> None:
     again = np.zeros(1000, np.uint8)
     size = put(again, found, narrow)
     assert np.array_equal(again[:size], payload[:size]), "passing on changes nothing"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_are_added_to_where_they_belong(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    whole = draw.normal(size=(12, 5))
+    sums = whole[2:11]  # a view, as sums of one worker among others are
+    rows = np.flatnonzero(draw.random(9) < 0.5)
+    part = draw.normal(size=(len(rows), 5))
+    expected = whole.copy()
+    for row, values in zip(rows.tolist(), part, strict=True):
+        expected[2 + row] += values
+    add_rows(sums, rows, part)
+    assert np.array_equal(whole, expected)
 
 
 @pytest.mark.parametrize("size", [0, 11, 12 * 2 - 1, 24 + 47, 24 + 3 * 48])

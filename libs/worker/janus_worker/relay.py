@@ -18,6 +18,7 @@ from janus_transport.topology import Scheme, Topology
 from janus_worker.engine import CohortEngine
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError
 from janus_worker.packing import Needs, Piece, pack, received
+from janus_worker.rows import add_rows
 
 _MIXED, _DECODES, _NARROW = int(Flag.MIXED), int(Flag.DECODES), int(Flag.NARROW)
 Rows = np.ndarray[Any, np.dtype[Any]]
@@ -184,13 +185,24 @@ class Relay:
         header = dataclasses.replace(header, tokens=tokens, payload_bytes=size)
         self._engine.exchange.send([self._members[peer]], header, buffer)
 
-    def _sums(self, frame: Frame, tokens: int) -> Rows:
-        """Rows fp64 [tokens, d] of a PARTIAL. Raises ProtocolError when they are fewer or more."""
-        header = frame.header
-        expected = 8 * tokens * self._hidden
-        if header.tokens != tokens or header.payload_bytes != expected:
+    def _add(self, frame: Frame, targets: Sequence[tuple[Rows, Rows | None]]) -> None:
+        """Add a PARTIAL's rows fp64 to arrays [t, d], one after the other: to rows of theirs, or to all.
+
+        Raises ProtocolError when they are fewer or more.
+        """
+        counts = [len(sums_TD if rows is None else rows) for sums_TD, rows in targets]
+        header, total = frame.header, sum(counts)
+        expected = 8 * total * self._hidden
+        if header.tokens != total or header.payload_bytes != expected:
             raise ProtocolError(
                 header.source,
-                f"answered {header.tokens} rows in {header.payload_bytes} bytes; expected {tokens} in {expected}",
+                f"answered {header.tokens} rows in {header.payload_bytes} bytes; expected {total} in {expected}",
             )
-        return frame.payload.view(np.float64).reshape(tokens, self._hidden)
+        part = frame.payload.view(np.float64).reshape(total, self._hidden)
+        at = 0
+        for (sums_TD, rows), count in zip(targets, counts, strict=True):
+            if rows is None:
+                sums_TD += part[at : at + count]
+            else:
+                add_rows(sums_TD, rows, part[at : at + count])
+            at += count

@@ -40,3 +40,8 @@ def take(payload: Array, count: int, hidden: int, narrow: bool) -> Array:
         return payload[:size].view(np.float32).reshape(count, hidden)
     bits = payload[:size].view(np.uint16).reshape(count, hidden).astype(np.uint32)
     return np.left_shift(bits, 16, out=bits).view(np.float32)
+
+
+def add_rows(sums_TD: Array, rows_R: Array, part_RD: Array) -> None:
+    """``sums_TD[rows_R] += part_RD``, fp64; rows int64, none twice. Numpy takes three to four times as long."""
+    torch.from_numpy(sums_TD).index_add_(0, torch.from_numpy(rows_R), torch.from_numpy(part_RD))

@@ -26,7 +26,7 @@ from janus_worker.histogram import Histogram
 from janus_worker.lockstep import EngineCohort, Flag, ProtocolError, is_note
 from janus_worker.packing import Needs, Piece, pack
 from janus_worker.relay import Verdict
-from janus_worker.rows import put, rounded, row_bytes
+from janus_worker.rows import add_rows, put, rounded, row_bytes
 
 from janus_attention.batch import StepInput
 from janus_attention.graphs import LayerGraphs, Staged
@@ -378,7 +378,7 @@ class Forward:
         sums_TD = np.zeros((request.tokens, self._hidden))
         for frame in frames:
             rows = lane.packed[frame.header.source]
-            sums_TD[rows] += _rows(frame, len(rows), self._hidden).numpy()
+            add_rows(sums_TD, rows, _rows(frame, len(rows), self._hidden).numpy())
         return [torch.from_numpy(sums_TD)], said
 
     def _next_plan(self, lane: _Lane, answer: Header) -> None:

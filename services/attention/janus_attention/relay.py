@@ -141,14 +141,9 @@ class AttentionRelay(Relay):
 
         def take(frame: Frame, worker: int, sources: tuple[int, ...]) -> None:
             check(frame)
-            rows = [carried.get((worker, source), slice(0, tokens[source])) for source in sources]
-            counts = [len(r) if isinstance(r, np.ndarray) else r.stop for r in rows]
-            sums = self._sums(frame, sum(counts))
+            rows = [carried.get((worker, source)) for source in sources]
+            self._add(frame, [(shares[source], where) for source, where in zip(sources, rows, strict=True)])
             (direct if sources == (self.me,) else joint).add(frame.header)
-            first = 0
-            for source, where, count in zip(sources, rows, counts, strict=True):
-                shares[source][where] += sums[first : first + count]
-                first += count
 
         self._collect(self._packets(lambda edge: edge.receiver, outs, tokens), take)
         if ins:

@@ -168,17 +168,13 @@ class MoeRelay(Relay):
                     header.source, f"sent {header.kind!r} of step {header.step} layer {header.layer}; expected its "
                     f"sums of step {answer.step} layer {answer.layer}",
                 )  # fmt: skip
-            passed = [relayed.passed.get((worker, source)) for source in sources]
-            counts = [
-                tokens[source] if rows is None else len(rows)
-                for source, rows in zip(sources, passed, strict=True)
-            ]
-            sums = self._sums(frame, sum(counts))
-            at = 0
-            for source, rows, count in zip(sources, passed, counts, strict=True):
-                mine = out_TD[relayed.places[source]]
-                mine[slice(None) if rows is None else rows] += sums[at : at + count]
-                at += count
+            self._add(
+                frame,
+                [
+                    (out_TD[relayed.places[source]], relayed.passed.get((worker, source)))
+                    for source in sources
+                ],
+            )
             joint.add(header)
             summed.update(sources)
 
