@@ -150,7 +150,8 @@ all ids, and in one phase only the rows that a worker may need.
 
 {comparison}
 
-Not reproduced by the simulation: how far 1PC falls behind, and EGate's lead over AGate. Measured rates by wall clock
+Not reproduced by the simulation: how far 1PC falls behind, and EGate's lead over AGate; what would come nearer is in
+simulator.md. Measured rates by wall clock
 are the run queue's where other work ran beside (see below).
 
 ![beside the whole system](ablation.png)

@@ -8,47 +8,73 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from janus_scaling import AMaxEstimator, Candidate, Demand, bound
+from janus_scaling import AMaxEstimator, Candidate, Coefficients, Demand, Plan, bound
 from janus_simulator import SYSTEMS, Planner, Setting
 from janus_simulator.paper import A_MAX, CHOSEN, CONTEXT, RATIOS, SCALED_DS_2
 from janus_simulator.report import markdown
 
 SLOTS = 27
+TESTBED = 32
+"""GPUs of the paper's testbed."""
 ABLATION = (4, 12)
 """Two nodes of eight."""
 GRID = tuple((n_e, batch) for n_e in (6, 8, 12, 16) for batch in (16, 64, 256, 512))
 
 
-def ablation(settings: Mapping[str, Setting]) -> tuple[str, list[tuple[str, float, float]]]:
-    """Figure 12: a table, and (comparison, paper's middle, ours on the roofline) for the picture."""
-    variants = {
-        "2PC + EGate + AEBS": {}, "2PC + EGate": {"policy": "token-balanced"},
-        "2PC + AGate": {"policy": "token-balanced", "gating": "attention"},
-        "1PC + EGate": {"policy": "token-balanced", "phases": 1},
-    }  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "2PC + EGate + AEBS": {}, "2PC + EGate": {"policy": "token-balanced"},
+    "2PC + AGate": {"policy": "token-balanced", "gating": "attention"},
+    "1PC + EGate": {"policy": "token-balanced", "phases": 1}, "2PC + EGate, random": {"policy": "random"},
+}  # fmt: skip
+COMPARISONS: tuple[tuple[str, str, str, dict[int, tuple[float, float]]], ...] = (
+    (
+        "1PC + EGate, of the whole system",
+        "1PC + EGate",
+        "2PC + EGate + AEBS",
+        {256: (0.44, 0.44), 512: (0.30, 0.30)},
+    ),
+    ("2PC + EGate over 2PC + AGate", "2PC + EGate", "2PC + AGate", {256: (1.04, 1.34), 512: (1.04, 1.34)}),
+    (
+        "AEBS over tokens balanced",
+        "2PC + EGate + AEBS",
+        "2PC + EGate",
+        {256: (1.11, 1.15), 512: (1.11, 1.15)},
+    ),
+)
+"""Text, what over what, and the paper's value or its ends by B."""
+
+
+def within(plan: Plan) -> Candidate | None:
+    """The chosen one if it fits the paper's testbed."""
+    return plan.chosen if plan.chosen and plan.chosen.workers <= TESTBED else None
+
+
+def variants(setting: Setting) -> dict[str, Planner]:
+    """The ablation's systems, by name."""
+    sized = dataclasses.replace(setting, slots=SLOTS)
+    return {
+        name: Planner(dataclasses.replace(SYSTEMS["janus-aebs"], name=name, **change), sized)
+        for name, change in VARIANTS.items()
+    }
+
+
+def ablation(
+    made: Mapping[str, Planner], kinds: Mapping[str, Coefficients]
+) -> tuple[str, list[tuple[str, float, float]]]:
+    """Figure 12: a table, and (comparison, paper's middle, ours with the first of ``kinds``) for the picture."""
     speed: dict[tuple[str, str, int], float] = {}
-    for kind, setting in settings.items():
-        for name, change in variants.items():
-            system = dataclasses.replace(SYSTEMS["janus-aebs"], name=name, **change)  # type: ignore[arg-type]
-            seconds = Planner(system, dataclasses.replace(setting, slots=SLOTS)).step_seconds(*ABLATION)
+    for kind, coefficients in kinds.items():
+        for name, planned in made.items():
+            timed = planned.timed(dataclasses.replace(planned.performance, coefficients=coefficients))
             for batch in (256, 512):
-                speed[kind, name, batch] = batch / seconds(batch, 0, CONTEXT)
-    table, bars = [["comparison", "B", "paper", *settings]], []
-    for text, first, second, said in (
-        ("1PC + EGate, of the whole system", "1PC + EGate", "2PC + EGate + AEBS", {256: "44%", 512: "30%"}),
-        ("2PC + EGate over 2PC + AGate", "2PC + EGate", "2PC + AGate", {256: "104-134%", 512: "104-134%"}),
-        (
-            "AEBS over tokens balanced",
-            "2PC + EGate + AEBS",
-            "2PC + EGate",
-            {256: "111-115%", 512: "111-115%"},
-        ),
-    ):
-        for batch, paper in said.items():
-            found = [speed[kind, first, batch] / speed[kind, second, batch] for kind in settings]
+                speed[kind, name, batch] = batch / timed.step_seconds(*ABLATION)(batch, 0, CONTEXT)
+    table, bars = [["comparison", "B", "paper", *kinds]], []
+    for text, first, second, said in COMPARISONS:
+        for batch, (low, high) in said.items():
+            found = [speed[kind, first, batch] / speed[kind, second, batch] for kind in kinds]
+            paper = f"{low:.0%}" if low == high else f"{100 * low:.0f}-{high:.0%}"
             table.append([text, str(batch), paper, *(f"{x:.0%}" for x in found)])
-            middle = np.mean([float(x) for x in paper.rstrip("%").split("-")]) / 100
-            bars.append((f"{text}, {batch}", float(middle), found[0]))
+            bars.append((f"{text}, {batch}", (low + high) / 2, found[0]))
     return markdown(table), bars
 
 

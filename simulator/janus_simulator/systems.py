@@ -145,7 +145,7 @@ class Planner:
         )  # fmt: skip
 
     def _rules(self) -> Callable[[Candidate], str] | None:
-        """The system's own conditions; None where it has none: the search is then much quicker."""
+        """The system's own conditions; None where it has none."""
         system = self.system
         return self._rule if system.tiers or system.step > 1 or system.balanced else None
 
@@ -188,6 +188,15 @@ class Planner:
         made = copy.copy(self)
         made.setting = dataclasses.replace(self.setting, target=target)
         made._problems = [dataclasses.replace(p, target=target, rule=made._rules()) for p in self._problems]
+        return made
+
+    def timed(self, performance: PerformanceModel) -> Planner:
+        """The same, its a_max tables shared, with steps that ``performance`` times."""
+        made = copy.copy(self)
+        made.performance = performance
+        made._problems = [
+            dataclasses.replace(p, performance=performance, rule=made._rules()) for p in self._problems
+        ]
         return made
 
     @property

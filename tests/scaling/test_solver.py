@@ -13,7 +13,10 @@ from janus_scaling import (
     AMaxEstimator,
     Bounds,
     Demand,
+    Exchange,
+    PerformanceModel,
     ScalingError,
+    StepTime,
     Target,
     evaluate,
     little,
@@ -53,12 +56,43 @@ def obvious(p: Problem, demand: Demand) -> tuple[int, int] | None:
     return best[1] if best else None
 
 
+class SlowExchange(Exchange):
+    """Of a kind that the search in numpy does not know."""
+
+    def seconds(self, n_a: int, n_e: int, tokens: float) -> float:
+        return 5 * super().seconds(n_a, n_e, tokens)
+
+
+class SlowModel(PerformanceModel):
+    """The same of steps."""
+
+    def step(self, *args: float, **more: float) -> StepTime:  # type: ignore[override]
+        time = super().step(*args, **more)  # type: ignore[arg-type]
+        return dataclasses.replace(time, moe=2 * time.moe)
+
+
+def test_a_model_of_another_kind_is_asked() -> None:
+    layers = synthetic_layers(160, 6, layers=1)
+    p = problem(60.0, a_max=AMaxEstimator(layers, 27, batches=4, largest=64))
+    x, of = p.performance.exchange, p.performance
+    slow = SlowExchange(row_bytes=x.row_bytes, top_k=x.top_k, hardware=x.hardware)
+    twice = SlowModel(model=of.model, coefficients=of.coefficients, exchange=x)
+    for performance in (dataclasses.replace(of, exchange=slow), twice):
+        changed = dataclasses.replace(p, performance=performance)
+        demand = Demand(tokens_per_s=3000.0, context=200)
+        plan = solve(changed, demand)
+        assert plan.chosen == evaluate(changed, plan.chosen.n_a, plan.chosen.n_e, demand)
+        assert plan.chosen.order > solve(p, demand).chosen.order
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_quick_search_is_the_one_by_one_search(seed: int) -> None:
     rng = np.random.default_rng(seed)
     layers = synthetic_layers(160, 6, layers=1, seed=seed)
     table = AMaxEstimator(layers, 27, batches=8, largest=256)
     p = dataclasses.replace(random_problem(rng), a_max=table)
+    if seed % 3 == 2:
+        p = dataclasses.replace(p, rule=lambda c: "odd" if (c.n_a + c.n_e) % 2 else "")
     burst, cached = float(rng.choice([0, 1.5])), float(rng.choice([0, 40_000]))
     p = dataclasses.replace(
         p, bounds=dataclasses.replace(p.bounds, burst=burst, cached_each=cached, streams_each=300.0),

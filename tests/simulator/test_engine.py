@@ -244,6 +244,19 @@ def test_another_objective_shares_the_tables() -> None:
     assert made.plan(batch=64).candidates == fresh.candidates
 
 
+@pytest.mark.parametrize("name", ["janus", "sglang", "megascale"])
+def test_other_step_times_share_the_tables(name: str) -> None:
+    made = planner(name, setting())
+    coefficients = dataclasses.replace(made.performance.coefficients, alpha=9e-6, comm_fixed=1e-4)
+    again = made.timed(dataclasses.replace(made.performance, coefficients=coefficients))
+    fresh = planner(name, setting(coefficients=coefficients))
+    assert again.plan(batch=64).candidates == fresh.plan(batch=64).candidates
+    assert again._problems[0].a_max is made._problems[0].a_max
+    n_a, n_e = (16, 16) if name == "sglang" else (2, 8)
+    assert again.step_seconds(n_a, n_e)(64, 0, 100) == fresh.step_seconds(n_a, n_e)(64, 0, 100)
+    assert made.plan(batch=64).candidates == planner(name, setting()).plan(batch=64).candidates
+
+
 def test_a_forecast_knows_the_ramp_of_the_day_before() -> None:
     """Two equal days: the second ramp is planned for before it comes."""
     one = synthetic("diurnal", rate=1.0, duration_s=2000, peak=5, burstiness=1.0, seed=2)

@@ -52,7 +52,8 @@ class Exchange:
             return 0.0
         b, nodes = tokens / devices, -(-devices // hw.devices_per_node)
         local = min(devices, hw.devices_per_node)
-        way = b * self._spread(local) * self.row_bytes / self._link + (local - 1) * hw.link_latency_s
+        # Every copy is passed on inside the node where it is used.
+        way = b * self._spread(devices) * self.row_bytes / self._link + (local - 1) * hw.link_latency_s
         if nodes > 1:
             rows = b * self._spread(nodes) * (nodes - 1) / nodes
             way += rows * self.row_bytes / self._network + (nodes - 1) * hw.network_latency_s
@@ -104,9 +105,9 @@ class Exchange:
         message = p * b * share * row / self._network + hw.network_latency_s
         # Different instances of a node send to, and receive from, different nodes at the same time.
         each = max(-(-e_nodes // p), -(-a_nodes // q)) * message
-        forward = (
-            self._copies(q) * p * b * share * row * -(-a_nodes // q) / self._link + hw.link_latency_s * q
-        )
+        # Of a token's copies the fullest node has its instances' share.
+        inside = self._copies(n_e) * q / n_e
+        forward = inside * p * b * row * -(-a_nodes // q) / self._link + hw.link_latency_s * q
         # Much data: every instance sends its own rows through its own NIC to one instance of each MoE node.
         own = b * share * row / self._network + hw.network_latency_s
         striped = max(e_nodes, -(-n_a // q)) * own

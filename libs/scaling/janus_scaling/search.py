@@ -72,7 +72,8 @@ def exchange_seconds(exchange: Exchange, n_a: Float, n_e: Float, tokens: Float) 
         share = copies(e_nodes) / e_nodes
         message = p * b * share * row / network + hw.network_latency_s
         each = np.maximum(np.ceil(e_nodes / p), np.ceil(a_nodes / q)) * message
-        forward = copies(q) * p * b * share * row * np.ceil(a_nodes / q) / link + hw.link_latency_s * q
+        inside = copies(n_e) * q / n_e
+        forward = inside * p * b * row * np.ceil(a_nodes / q) / link + hw.link_latency_s * q
         striped = np.maximum(e_nodes, np.ceil(n_a / q)) * (b * share * row / network + hw.network_latency_s)
         far = np.minimum(gather + each, striped) + forward
     way = np.where(n_a + n_e <= hw.devices_per_node, near, far)
@@ -120,7 +121,7 @@ def search(
 ) -> Found:  # fmt: skip
     """B of each of ``sizes``, and those that meet the target in the order of preference.
 
-    ``most``: float64 [N], streams that fit. Only for problems without a rule of their own, whose pools are separate.
+    ``most``: float64 [N], streams that fit. Only for problems whose pools are separate; their rule is not asked.
     """
     means = tabled(problem.a_max)
     assert means is not None

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from janus_scaling.checks import ScalingError, number, whole
+from janus_scaling.comm import Exchange
 from janus_scaling.demand import Demand
 from janus_scaling.performance import NO_TIME, PerformanceModel, StepTime
 from janus_scaling.profiles import HardwareProfile
@@ -214,7 +215,7 @@ def solve(problem: Problem, demand: Demand | None = None, *, batch: float | None
     rate = demand.tokens_per_s if demand is not None and batch is None else float("inf")
     demand = demand or Demand(tokens_per_s=0.0)
     asked = list(sizes(problem))
-    if tabled(problem.a_max) is None or problem.rule or problem.colocated or _weights(problem):
+    if not _at_once(problem):
         return ranked([evaluate(problem, n_a, n_e, demand, batch=batch) for n_a, n_e in asked], rate)
     most = np.array([most_streams(problem, demand, n_a - problem.bounds.spare_attention) for n_a, _ in asked])
     found = search(problem, asked, demand, most, batch=batch)
@@ -223,7 +224,7 @@ def solve(problem: Problem, demand: Demand | None = None, *, batch: float | None
         known = float(found.batch[index])
         return _judged(problem, *asked[index], demand, None if math.isnan(known) else known)
 
-    # Rounding may differ by a hair: the first that the one-by-one judgement takes too.
+    # Rounding may differ by a hair, and a rule speaks one by one: the first that this judgement takes too.
     chosen = next((c for c in map(candidate, found.order) if c.feasible), None)
 
     def made() -> tuple[Candidate, ...]:
@@ -233,6 +234,12 @@ def solve(problem: Problem, demand: Demand | None = None, *, batch: float | None
         return ranked([*([chosen] if chosen else []), *rest], rate).candidates
 
     return Plan(chosen, made)
+
+
+def _at_once(problem: Problem) -> bool:
+    """Whether :func:`search` says what :func:`evaluate` does: not where models of another kind are to be asked."""
+    plain = type(problem.performance) is PerformanceModel and type(problem.performance.exchange) is Exchange
+    return plain and not (problem.colocated or _weights(problem)) and tabled(problem.a_max) is not None
 
 
 def ranked(candidates: Iterable[Candidate], rate: float) -> Plan:
