@@ -19,13 +19,14 @@ T *at(uintptr_t address) {
     return reinterpret_cast<T *>(address);
 }
 
-// Pieces of [0, n), each a whole number of register tiles; with `repeats` such ranges a few for every thread.
+// Pieces of [0, n), each a whole number of register tiles and at least `least`; with `repeats` such ranges a few for
+// every thread.
 struct Pieces {
     int64_t size, count;
 
-    Pieces(int64_t n, int64_t repeats = 1) {
+    Pieces(int64_t n, int64_t repeats = 1, int64_t least = 8) {
         const int64_t wanted = std::max<int64_t>(1, 8 * pool().size() / std::max<int64_t>(1, repeats));
-        size = std::max<int64_t>(8, ((n + wanted - 1) / wanted + 7) / 8 * 8);
+        size = std::max<int64_t>(least, ((n + wanted - 1) / wanted + 7) / 8 * 8);
         count = (n + size - 1) / size;
     }
 };

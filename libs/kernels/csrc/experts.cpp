@@ -45,8 +45,11 @@ void ExpertTable::compute(const float *x, int64_t tokens, const Activation &acti
     float *spread = grow(x_rows_, tokens * x_stride), *h = grow(inner_rows_, pairs() * h_stride);
     for (int64_t t = 0; t < tokens; ++t) std::copy_n(x + t * hidden_, hidden_, spread + t * x_stride);
     const KernelTable &table = kernels();
-    const Pieces wide(inner_, calls()), narrow(hidden_);
-    const int64_t pieces = calls() * wide.count, threads = pool().size();
+    // Few tokens take as long as reading: longer streams are read faster, where every thread still has two pieces.
+    const int64_t threads = pool().size(), half = hidden_ / (2 * threads) / 8 * 8;
+    const int64_t least = pairs() <= 16 * calls() ? std::clamp<int64_t>(half, 8, 256) : 8;
+    const Pieces wide(inner_, calls()), narrow(hidden_, 1, least);
+    const int64_t pieces = calls() * wide.count;
     const auto expert = [&](int64_t a) -> const Expert & { return experts_[active_[a]]; };
     pool().run(pieces, [&](int64_t i) {
         const int64_t a = i / wide.count, n0 = i % wide.count * wide.size, then = i + threads;
