@@ -68,7 +68,7 @@ class CohortEngine(abc.ABC):
         self._why = "the first one"
         self._told = False
         """Somebody was told of whom this step waits for."""
-        self._late_told = 0.0
+        self._late_told = self._stall_told = 0.0
         self._spans: list[dict[str, Any]] = []
         self._reported = 0.0
 
@@ -169,19 +169,25 @@ class CohortEngine(abc.ABC):
     # Waiting ----------------------------------------------------------------------------------
 
     def wait(
-        self, ready: Callable[[], bool], *, waiting_for: Callable[[], Iterable[int]], quiet: bool = False
+        self,
+        ready: Callable[[], bool],
+        *,
+        waiting_for: Callable[[], Iterable[int]],
+        quiet: bool = False,
+        since: float | None = None,
     ) -> bool:
         """Wait for ``ready()``; True when it is, False after control messages were handled.
 
         Each ``stall_s`` it says whom it waits for, and once before that who is late, unless ``quiet`` (nothing is
-        due).
+        due). ``since``: when a wait that goes on began (time.monotonic()), as messages may come more often than that.
         Raises Interrupted, Stop, NewerEpoch, PeerLost.
         """
-        started = now = time.monotonic()
-        late = max(started + LATE_S, self._late_told + _LATE_EVERY_S)
-        stalled = now + (_LOOK_S if quiet else self._stall_s)
+        now = time.monotonic()
+        started = now if since is None else since
+        stalled = now + _LOOK_S if quiet else max(started, self._stall_told) + self._stall_s
         while True:
-            deadline = stalled if quiet or now >= late else min(late, stalled)
+            late = max(started + LATE_S, self._late_told + _LATE_EVERY_S)
+            deadline = stalled if quiet or self._late_told > started else min(late, stalled)
             if self._announced is not None:
                 deadline = min(deadline, self._finish_until)
             try:
@@ -209,12 +215,13 @@ class CohortEngine(abc.ABC):
                     self._told, self._late_told = True, now
                     self._link.send({"t": "late", "members": list(waiting_for())})
                 else:
-                    stalled = now + self._stall_s
+                    self._stall_told, stalled = now, now + self._stall_s
                     self._stalled(now - started, waiting_for())
 
     def await_(self, ready: Callable[[], bool], waiting_for: Callable[[], Iterable[int]]) -> None:
         """Wait for ``ready()``, control messages handled meanwhile."""
-        while not self.wait(ready, waiting_for=waiting_for):
+        since = time.monotonic()
+        while not self.wait(ready, waiting_for=waiting_for, since=since):
             pass
 
     def await_frames(self, members: Sequence[int], peek: Callable[[int], Frame | None]) -> list[Frame]:

@@ -183,16 +183,21 @@ class AttentionEngine(CohortEngine):
             self.tell({"t": "reply", "id": body["id"], "count": int(count)})
 
     def wait(
-        self, ready: Callable[[], bool], *, waiting_for: Callable[[], Iterable[int]], quiet: bool = False
+        self,
+        ready: Callable[[], bool],
+        *,
+        waiting_for: Callable[[], Iterable[int]],
+        quiet: bool = False,
+        since: float | None = None,
     ) -> bool:
         if not self._handover.busy:
-            return super().wait(ready, waiting_for=waiting_for, quiet=quiet)
+            return super().wait(ready, waiting_for=waiting_for, quiet=quiet, since=since)
 
         def meanwhile() -> bool:
             self._handover.work(self.inbox.peek)
             return ready()
 
-        return super().wait(meanwhile, waiting_for=waiting_for, quiet=quiet)
+        return super().wait(meanwhile, waiting_for=waiting_for, quiet=quiet, since=since)
 
     def _submit(self, body: dict[str, Any]) -> None:
         trace = body.get("trace")
