@@ -146,7 +146,7 @@ def picture(tables: dict[str, Values], path: Path) -> None:
 TEXT = """\
 Published (arXiv 2512.13525): 1PC + EGate reaches 44% and 30% of the whole system's throughput at B = 256 and 512;
 2PC + EGate is 4-34% above 2PC + AGate; AEBS adds 11-15%. Here AGate sends
-all ids, and in one phase only the rows that a worker may need.
+all ids, and only the rows that a worker, between nodes a node, may need.
 
 {comparison}
 
