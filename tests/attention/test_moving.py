@@ -49,7 +49,7 @@ class Host:
     def engine(self) -> Host:
         return self
 
-    async def send(self, body: dict[str, Any]) -> None:
+    def post(self, body: dict[str, Any]) -> None:
         self.sent.append(body)
 
     async def call(self, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:

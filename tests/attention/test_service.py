@@ -44,6 +44,8 @@ class Host:
     draining: bool = False
     script: str = "tokens"
     sent: list[dict[str, Any]] = field(default_factory=list)
+    posts: list[asyncio.Future[None]] = field(default_factory=list)
+    others: bool = True
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,9 @@ class Host:
             self.running[number] = asyncio.create_task(self._answer(number))
         elif (task := self.running.pop(number, None)) is not None:
             task.cancel()
+
+    def post(self, body: dict[str, Any]) -> None:
+        self.posts.append(asyncio.ensure_future(self.send(body)))
 
     def tell(self, *items: dict[str, Any]) -> None:
         self.streams.deliver(Message({"t": "tokens", "items": list(items)}, b""))

@@ -61,6 +61,8 @@ class WorkerHost(abc.ABC, Generic[S]):
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._call_ids = itertools.count(1)
         self._sent_epoch = 0
+        self.cohort: CohortRecord | None = None
+        """The latest that the engine was told of."""
         self.peers: dict[int, CohortMember] = {}
         """Members of the cohort in force and of the one before, by number."""
         self._members: dict[int, CohortMember] = {}
@@ -194,7 +196,7 @@ class WorkerHost(abc.ABC, Generic[S]):
                 )  # fmt: skip
                 return
             await asyncio.sleep(0.2)
-        self._sent_epoch = cohort.epoch
+        self._sent_epoch, self.cohort = cohort.epoch, cohort
         members = {m.member: m for m in (*cohort.attention, *cohort.moe)}
         self.peers, self._members = {**self._members, **members}, members
         await self._engine.send(cohort_message(cohort, layout))

@@ -158,6 +158,7 @@ class EngineProcess:
         self._parser = FrameParser()
         self._ready: collections.deque[Message] = collections.deque()
         self._sending = asyncio.Lock()
+        self._posts: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def start(cls, module: str, arguments: Sequence[str]) -> EngineProcess:
@@ -210,6 +211,16 @@ class EngineProcess:
                 await asyncio.get_running_loop().sock_sendall(self._sock, encode(body, blob))
         except OSError as error:  # the engine is gone, or :meth:`stop` has closed the link
             raise ChildGone(await self._epitaph()) from error
+
+    def post(self, body: Mapping[str, Any]) -> None:
+        """Send a frame by and by; when the engine is gone nobody misses it."""
+        task = asyncio.ensure_future(self._post(body))
+        self._posts.add(task)
+        task.add_done_callback(self._posts.discard)
+
+    async def _post(self, body: Mapping[str, Any]) -> None:
+        with contextlib.suppress(ChildGone):
+            await self.send(body)
 
     async def _epitaph(self) -> str:
         try:

@@ -85,9 +85,18 @@ class AttentionHost(WorkerHost[AttentionSettings]):
     async def leave(self) -> None:
         await self.drain()
         handed = self.streams.hand_over()
+        if not self.others:
+            await self.streams.wait_empty()
+            return  # no cohort can be without it, and its streams wait for it to come back
         await asyncio.gather(self.streams.wait_empty(), self.mover.linger(handed))
         await self.emptied()
         await self._left_cohort()
+
+    @property
+    def others(self) -> bool:
+        """Whether the cohort has another attention worker."""
+        cohort = self.cohort
+        return cohort is not None and any(m.member != self.lease.member for m in cohort.attention)
 
     async def emptied(self) -> None:
         """Draining, and without a stream: say that it may leave the cohort."""

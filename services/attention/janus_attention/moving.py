@@ -108,8 +108,7 @@ class KvMover:
             return await arrived if response.blocks else 0
         finally:
             del self._expected[number]
-            with contextlib.suppress(ChildGone):
-                await asyncio.shield(host.engine.send({"t": "kv_forget", "number": number}))
+            host.engine.post({"t": "kv_forget", "number": number})
 
     def taken(self, number: int, blocks: int) -> None:
         """The engine says that a transfer is over."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +65,7 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
             host.streams.close(number)
             if not finished:
                 # The caller went away, or the request failed: the engine may still hold the sequence.
-                with contextlib.suppress(ChildGone):  # then nobody holds it
-                    await asyncio.shield(engine.send({"t": "cancel", "id": number}))
+                engine.post({"t": "cancel", "id": number})
 
     async def Drain(
         self, request: attention_pb2.AttentionServiceDrainRequest, context: grpc.aio.ServicerContext
@@ -75,6 +73,7 @@ class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):
         """Take nothing new; answer when nothing is left, or shortly before the caller's deadline."""
         await self._host.drain()
         handed = self._host.streams.hand_over() if request.hand_over else 0
+        handed = handed if self._host.others else 0
         remaining = context.time_remaining()
         timeout = _DRAIN_DEFAULT_S if remaining is None else max(0.0, remaining - 0.2)
         try:
