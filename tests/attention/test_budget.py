@@ -62,6 +62,29 @@ def test_a_slower_step_is_learnt_of_while_prompts_go_on() -> None:
     assert budget.tokens(4) > 150
 
 
+def test_steps_that_were_slow_for_a_moment_before_the_prompts_do_not_raise_the_budget_for_long() -> None:
+    noise = random.Random(5)
+    budget = PrefillBudget(most=512, max_stall=1.7)
+    for _ in range(40):
+        budget.observe(decoding=4, prompt_tokens=0, seconds=0.25)
+    drive(budget, 0.1, 0.005, 90, noise)
+    later = drive(budget, 0.1, 0.005, 300, noise)
+    assert max(later) < 2.0
+    assert sorted(later)[150] > 1.45
+
+
+def test_one_quick_step_lowers_it_for_a_few_steps_only() -> None:
+    noise = random.Random(6)
+    budget = PrefillBudget(most=512, max_stall=1.7)
+    drive(budget, 0.1, 0.001, 300, noise)
+    before = budget.tokens(4) or budget.tokens(4)
+    while budget.tokens(4):
+        budget.observe(decoding=4, prompt_tokens=60, seconds=0.16)
+    budget.observe(decoding=4, prompt_tokens=0, seconds=0.05)
+    lengths = drive(budget, 0.1, 0.001, 40, noise)
+    assert budget.tokens(4) > 0.8 * before and max(lengths) < 2.0
+
+
 def test_fixed_and_idle() -> None:
     budget = PrefillBudget(most=512, fixed=64)
     assert budget.tokens(3) == 64

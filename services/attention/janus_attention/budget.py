@@ -18,6 +18,12 @@ _FIRST_MOVED = 64
 """Tokens of such streams before anything was measured."""
 _REFRESH = 64
 """Steps after which one goes without prompts, to learn again what a step alone takes."""
+_SURE = 3
+"""Steps alone that are enough to go by."""
+_DOUBT = 4
+"""Such steps are this far apart while what was known seems wrong."""
+_QUICKER = 0.8
+"""A step alone that takes less than so much of what was known says that it is wrong."""
 
 
 class PrefillBudget:
@@ -84,8 +90,13 @@ class PrefillBudget:
             self._mixed.append((prompt_tokens, seconds))
             self._since_alone += 1
         else:
+            doubt = 0 < self._since_alone and seconds < _QUICKER * statistics.median(self._alone or [seconds])
+            if doubt:
+                # Slow steps just before the prompts came would let these take too much for minutes. Slowly learning that
+                # steps have become slower does no harm.
+                self._alone.clear()
             self._alone.append(seconds)
-            self._since_alone = 0
+            self._since_alone = _REFRESH - _DOUBT if len(self._alone) < _SURE and self._mixed else 0
 
 
 def share(budget: int, wants: Items[int], quantum: int) -> list[int]:
