@@ -90,10 +90,10 @@ class PrefillBudget:
             self._mixed.append((prompt_tokens, seconds))
             self._since_alone += 1
         else:
-            doubt = 0 < self._since_alone and seconds < _QUICKER * statistics.median(self._alone or [seconds])
-            if doubt:
-                # Slow steps just before the prompts came would let these take too much for minutes. Slowly learning that
-                # steps have become slower does no harm.
+            known = statistics.median(self._alone or [seconds])
+            if self._since_alone and seconds < _QUICKER * known:
+                # Slow steps just before the prompts came would let these take too much for minutes. To learn slowly
+                # that steps have become slower does no harm.
                 self._alone.clear()
             self._alone.append(seconds)
             self._since_alone = _REFRESH - _DOUBT if len(self._alone) < _SURE and self._mixed else 0
