@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from janus_placement import LayerRouting
 from janus_placement.window import Report as RoutingReport
@@ -43,6 +43,8 @@ log = logging.getLogger("janus.autoscaler")
 TABLE_S = 300.0
 """Between tables of a_max from newer routing: what it remembers fades by half in that time, and a table of many experts
 takes seconds of processor time."""
+PREPARE_S = 0.02
+"""Of a decision while nothing is asked, for rows of the table: load finds them made."""
 PHASES = 96
 LOOKS = 5
 """At the number of streams in an interval: a rise that nobody planned for does not wait for its end."""
@@ -109,6 +111,7 @@ class Autoscaler:
         self._window: RoutingWindow | None = None
         self._position = "0"
         self._learnt_s = 0.0
+        self._news = False
         self._controller_state = Controller().start()
         self._forecast = (
             SeasonalForecast(season_s=settings.season_s, phases=PHASES) if settings.season_s else None
@@ -225,6 +228,10 @@ class Autoscaler:
         if idle(seen) and not asked.tokens_per_s:
             verdict = Verdict(plan=None, best=None, met=True, status="nothing is asked: the floor")
             wanted: Sizes = low
+            await asyncio.to_thread(table.prepare, range(low[1], ceiling[1] + 1), PREPARE_S)
+        elif self._stands(asked, view, low, now):
+            assert self.state.verdict is not None
+            verdict, wanted = self.state.verdict, low
         else:
             verdict = await asyncio.to_thread(self._solve, asked, objective, view, table)
             wanted, verdict = self._wanted(verdict, now, objective)
@@ -259,6 +266,19 @@ class Autoscaler:
             return now, dataclasses.replace(verdict, status=text + verdict.status)
         return wanted, verdict
 
+    def _stands(self, asked: Demand, view: View, low: Sizes, now: Sizes) -> bool:
+        """Whether the floor, that sufficed, is in force, no step was measured since, and no more is asked.
+
+        A load that has ended is in the window for a while, and costs nothing then.
+        """
+        verdict, before = self.state.verdict, self.state.demand
+        return (
+            verdict is not None and verdict.met and verdict.best is not None and before is not None
+            and not view.observation.running + view.observation.waiting and not self._news
+            and low == now == (verdict.best.n_a, verdict.best.n_e)
+            and all(a <= b for a, b in zip(astuple(asked), astuple(before), strict=True))
+        )  # fmt: skip
+
     @property
     def _spare(self) -> tuple[int, int]:
         return self.settings.spare_attention, self.settings.spare_moe
@@ -279,6 +299,7 @@ class Autoscaler:
         """From intervals of the epoch in force that were not seen before."""
         assert self.learner is not None and view.cohort is not None
         new = self._intervals(view, self._learnt_s)
+        self._news = bool(new)
         if new:
             self._learnt_s = new[-1].at_s - 1e-3
         table = await self._tables(view)
@@ -322,14 +343,17 @@ class Autoscaler:
         return self._table
 
     async def _routing(self) -> list[LayerRouting]:
+        """Of all layers; empty where there is no more than at the last time."""
         assert self._model is not None
         model = self._model
         if self._window is None:
             self._window = RoutingWindow(
                 model.num_experts, model.top_k, half_life_s=300.0, clock=time.monotonic
             )
+        news = False
         while True:
             self._position, entries = await self._coordination.read_routing(self._position)
+            news = news or bool(entries)
             for fields in entries:
                 with contextlib.suppress(
                     ReportError
@@ -337,6 +361,8 @@ class Autoscaler:
                     self._window.add(RoutingReport.from_fields(fields))
             if not entries:
                 break
+        if not news:
+            return []
         found = [self._window.routing(layer) for layer in self._window.layers]
         return [layer for layer in found if layer is not None]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,6 +92,14 @@ class AMaxTable:
         for n_e in sizes:
             made(n_e, 1.0)
         self._recent, self.source = made, f"recent routing of {len(layers)} layers"
+
+    def prepare(self, sizes: Iterable[int], seconds: float) -> None:
+        """Make rows of ``sizes`` that are not made yet, for about that long: so that a decision need not."""
+        until = time.monotonic() + seconds
+        for n_e in sizes:
+            self._estimator.means(n_e)
+            if time.monotonic() > until:
+                return
 
     def learn(self, known: Sequence[Interval]) -> None:
         """Correct by measured a_max: the mesh's placement and luck are not the table's."""
