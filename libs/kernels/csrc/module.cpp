@@ -193,6 +193,18 @@ NB_MODULE(_native, m) {
         return address == 0 && bytes < 0;
 #endif
     });
+    // Whole pages of it backed by memory now, as a write would, whatever is there; whether the system did.
+    m.def("populate", [](uintptr_t address, int64_t bytes) {
+#if defined(__linux__)
+        nb::gil_scoped_release release;
+        constexpr uintptr_t kPage = 4096;
+        constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older C libraries do not name
+        const uintptr_t begin = address & ~(kPage - 1), end = (address + bytes + kPage - 1) & ~(kPage - 1);
+        return madvise(at<void>(begin), end - begin, kPopulateWrite) == 0;
+#else
+        return address == 0 && bytes < 0;
+#endif
+    });
     // For the benchmarks: reads that many bytes on all threads; does floating-point operations and says how many.
     m.def("read_probe", [](uintptr_t address, int64_t bytes) {
         nb::gil_scoped_release release;

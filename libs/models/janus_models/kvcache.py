@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from janus_kernels.ops import new_pages, store_rows
+from janus_kernels.ops import LARGE_PAGE, back_pages, new_pages, store_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +73,20 @@ class KvCache:
     def block_bytes(self) -> int:
         """Bytes of one block of all layers, as :meth:`read_block` gives them."""
         return self.nbytes // self.num_blocks
+
+    @property
+    def large_blocks(self) -> int:
+        """Blocks of a layer's keys in a large memory page; all, where the cache needs no memory made ready."""
+        if self.keys.device.type != "cpu":
+            return self.num_blocks
+        return max(1, LARGE_PAGE // (self.keys[0, 0].numel() * self.keys.itemsize))
+
+    def back(self, layer: int, first: int, last: int) -> None:
+        """Memory for blocks ``first`` .. ``last - 1`` of a layer, which the first write to them would wait for."""
+        keys, values = self.layers[layer]
+        back_pages(keys, first, last)
+        if not self._latent:
+            back_pages(values, first, last)
 
     def read_block(self, block: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """A copy of one block of all layers, keys and then values in plain order: uint8 [block_bytes]."""

@@ -85,6 +85,8 @@ class Batcher:
         self.preemptions = 0
         self.others_decode = False
         """Whether streams of other workers decode: their steps are ours, so our prompts must not hold them up."""
+        self.ready_blocks = pool.count
+        """Blocks, from the first, whose memory is ready; prompts beside decoding streams wait for theirs."""
         self._drafter = drafter
         self._draft_tokens = draft_tokens if drafter else 0
         self._arrivals = 0
@@ -130,6 +132,9 @@ class Batcher:
         self._admit(pieces)
         decoding = len(pieces) + self.others_decode
         prompts = sorted((s for s in self.running if s.pending > 1), key=_turn)
+        if decoding:
+            size = self.pool.block_size
+            prompts = [s for s in prompts if s.moved or s.blocks[s.computed // size] < self.ready_blocks]
         if prompts:
             left = self.budget.tokens(decoding)
             if any(seq.moved for seq in prompts):

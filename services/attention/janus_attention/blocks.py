@@ -49,6 +49,8 @@ class BlockPool:
         """Tokens that sequences brought when they looked."""
         self.evictions = 0
         """Named blocks given up for their place."""
+        self.reached = 0
+        """Blocks from this one on were never used."""
         self._seed = _seed_name(seed)
         # Lowest first; blocks without a name.
         self._free = list(range(count - 1, -1, -1))
@@ -78,7 +80,7 @@ class BlockPool:
         if need > self.free:
             return False
         for _ in range(need):
-            block = self._free.pop() if self._free else self._evict()
+            block = self._take()
             self._holders[block] = 1
             seq.blocks.append(block)
         return True
@@ -123,7 +125,7 @@ class BlockPool:
         it is here already. The caller fills it before anyone looks."""
         if not self.caching or name in self._by_name or not self.free:
             return None
-        block = self._free.pop() if self._free else self._evict()
+        block = self._take()
         self._names[block] = name
         self._by_name[name] = block
         self._unheld[block] = None
@@ -173,6 +175,14 @@ class BlockPool:
                 self._free.append(block)
             else:
                 self._unheld[block] = None
+
+    def _take(self) -> int:
+        """A block for something new: the lowest free one, or that of the name longest unused."""
+        if not self._free:
+            return self._evict()
+        block = self._free.pop()
+        self.reached = max(self.reached, block + 1)
+        return block
 
     def _evict(self) -> int:
         block, _ = self._unheld.popitem(last=False)

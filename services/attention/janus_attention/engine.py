@@ -29,6 +29,7 @@ from janus_attention.graphs import LayerGraphs, Recorder, recorder_for
 from janus_attention.guide import FIELD, Guide, GuideError
 from janus_attention.guide_compiler import GuideCompiler
 from janus_attention.handover import KvHandover
+from janus_attention.pages import PagesAhead
 from janus_attention.sampler import BadLogits, Chosen, choose
 from janus_attention.sequence import Finish, Sampling, Sequence, Trace
 
@@ -131,6 +132,7 @@ class AttentionEngine(CohortEngine):
             given=lambda member, number: self.tell({"t": "kv_given", "member": member, "number": number}),
         )  # fmt: skip
         self.inbox.on_kv = self._handover.take
+        self._pages = PagesAhead(kv)
         self._last: float | None = None
         """End (time.perf_counter()) of the step just made; None after a sleep or a loss."""
         self._switched = False
@@ -266,6 +268,9 @@ class AttentionEngine(CohortEngine):
         if self._handover.busy:
             self._handover.work(self.inbox.peek)
         self._drop_cancelled()
+        self._pages.reach(self.batcher.pool.reached)
+        # Asleep nobody decodes: what has to wait would wait for a wake-up that nobody sends.
+        self.batcher.ready_blocks = self.batcher.pool.count if self.asleep else self._pages.ready
         pieces = self.batcher.next_batch()
         if pieces:
             self._compute(pieces, self.cohort, began)

@@ -8,7 +8,7 @@ float32, bfloat16 or float16. :func:`backend` says what computes; ``JANUS_KERNEL
 from __future__ import annotations
 
 from janus_kernels.ops.attention import apply_rotary, paged_attention
-from janus_kernels.ops.cache import new_pages, store_rows
+from janus_kernels.ops.cache import LARGE_PAGE, back_pages, new_pages, store_rows
 from janus_kernels.ops.dense import linear, quantized_linear, rms_norm, swiglu_ffn
 from janus_kernels.ops.experts import (
     Activation,
@@ -24,6 +24,7 @@ from janus_kernels.ops.sampling import add_bias, allow, forbid, penalize, sample
 from janus_kernels.ops.table import OpTable, backend, backends, use_backend
 
 __all__ = [
+    "LARGE_PAGE",
     "Activation",
     "ExpertSet",
     "ExpertStats",
@@ -34,6 +35,7 @@ __all__ = [
     "add_bias",
     "allow",
     "apply_rotary",
+    "back_pages",
     "backend",
     "backends",
     "combine",

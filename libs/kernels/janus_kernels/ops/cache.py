@@ -10,7 +10,8 @@ import torch
 from janus_kernels.native import NATIVE
 from janus_kernels.ops.types import PAGE_SIZES
 
-_LARGE = 2 << 20  # bytes of a large memory page
+LARGE_PAGE = 2 << 20
+"""Bytes of a large memory page."""
 
 
 def new_pages(
@@ -28,6 +29,18 @@ def new_pages(
     if columns:
         return _large((layers, blocks, heads, width, size), dtype).permute(0, 1, 4, 2, 3)
     return _large((layers, blocks, heads, size, width), dtype).transpose(2, 3)
+
+
+def back_pages(pages: torch.Tensor, first: int, last: int) -> int:
+    """Memory for blocks ``first`` .. ``last - 1`` of one layer's pages now, rather than at their first write, which
+    would wait while the system clears a large page: milliseconds on a virtual machine. What was written stays.
+
+    Returns bytes asked for; 0 where there is nothing to do, as on other devices.
+    """
+    if NATIVE is None or pages.device.type != "cpu" or last <= first:
+        return 0
+    count = (last - first) * pages[0].numel() * pages.itemsize
+    return count if NATIVE.populate(pages[first].data_ptr(), count) else 0
 
 
 def store_rows(pages: torch.Tensor, rows_THw: torch.Tensor, slots_T: torch.Tensor) -> None:
@@ -57,8 +70,8 @@ def _large(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     for n in shape:
         count *= n
     nbytes = count * dtype.itemsize
-    memory = torch.empty(nbytes + _LARGE, dtype=torch.uint8)
-    begin = -memory.data_ptr() % _LARGE
-    if NATIVE is not None and nbytes >= _LARGE:
+    memory = torch.empty(nbytes + LARGE_PAGE, dtype=torch.uint8)
+    begin = -memory.data_ptr() % LARGE_PAGE
+    if NATIVE is not None and nbytes >= LARGE_PAGE:
         NATIVE.prefer_large_pages(memory.data_ptr() + begin, nbytes)
     return memory[begin : begin + nbytes].view(dtype).view(shape)
