@@ -1,24 +1,28 @@
 """The exchange between nodes: 1PC, 2PC case 1 and case 2 against tokens and hidden size, and what ``auto`` makes of it.
 
 Workers are processes over UCX. Nodes are network and IPC namespaces on this machine (root needed): shared memory
-inside, tcp over virtual interfaces between them. Nothing is computed between receiving and answering. Written to
+inside, tcp over virtual interfaces between them. Nothing is computed between receiving and answering. With
+--containers messages are counted between containers too, whose namespaces the workers join. Written to
 results/exchange_nodes.md and .png.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
 import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from exchange_party import Task, most_rows, party, rows_of
+from janus_testing.containers import Containers
 from janus_testing.namespaces import Nodes
 from janus_transport.choice import Chooser
 from janus_transport.cost import DEFAULT, Links, Sizes
@@ -35,9 +39,19 @@ SHAPES = ((4, 4, (2, 2)), (8, 8, (2, 2)), (8, 16, (1, 2)))
 
 
 def measure(
-    m: int, n: int, nodes: tuple[int, int], hidden: int, tokens: tuple[int, ...], rounds: int, count: int
+    m: int,
+    n: int,
+    nodes: tuple[int, int],
+    hidden: int,
+    tokens: tuple[int, ...],
+    rounds: int,
+    count: int,
+    place: Callable[[tuple[str, ...]], Nodes | Containers] = Nodes,
 ) -> tuple[dict[tuple[int, int], list[float]], dict[tuple[int, int], list[int]], Links]:
-    """Seconds by (rows, scheme) as attention rank 0 sees them, messages and bytes between nodes out and back, links."""
+    """Seconds by (rows, scheme) as attention rank 0 sees them, messages and bytes between nodes out and back, links.
+
+    ``place`` makes the nodes of these labels.
+    """
     attention = tuple(f"a{i * nodes[0] // m}" for i in range(m))
     moe = tuple(f"e{i * nodes[1] // n}" for i in range(n))
     context = multiprocessing.get_context("spawn")
@@ -53,7 +67,7 @@ def measure(
             raise click.ClickException(f"worker {i} failed:\n{said[1]}")
         return said
 
-    with Nodes((*attention, *moe)) as made:
+    with place((*attention, *moe)) as made:
         try:
             for me, label in enumerate((*attention, *moe)):
                 ours, theirs = context.Pipe()
@@ -125,22 +139,22 @@ def formula(scheme: Scheme, m: int, n: int, nodes: tuple[int, int], rows: int, r
     }[scheme]
 
 
-def counted() -> list[str]:
-    """A table of what is counted at each shape; fails where it is not what the formulas say."""
+def counted(places: dict[str, Callable[[tuple[str, ...]], Nodes | Containers]]) -> list[str]:
+    """A table of what is counted at each shape, on each kind of nodes; fails where it is not what the formulas say."""
     lines = [
-        "| m, n, nodes | scheme | messages out | bytes out | messages back | bytes back | by formula |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| nodes are | m, n, nodes | scheme | messages out | bytes out | messages back | bytes back | by formula |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     total, hidden = 32, 64
-    for m, n, nodes in SHAPES:
-        _, crossed, _ = measure(m, n, nodes, hidden=hidden, tokens=(total,), rounds=1, count=5)
+    for (kind, place), (m, n, nodes) in itertools.product(places.items(), SHAPES):
+        _, crossed, _ = measure(m, n, nodes, hidden, (total,), rounds=1, count=5, place=place)
         for (_, scheme), row in sorted(crossed.items()):
             ways = [formula(Scheme(scheme), m, n, nodes, total // m, size * hidden) for size in (4, 8)]
             expected = [*ways[0], *ways[1]]
             if row != expected:
                 raise click.ClickException(f"{m}, {n}, {nodes}: counted {row}, by formula {expected}")
             lines.append(
-                f"| {m}, {n}, {nodes[0]}+{nodes[1]} | {NAMES[Scheme(scheme)]} | "
+                f"| {kind} | {m}, {n}, {nodes[0]}+{nodes[1]} | {NAMES[Scheme(scheme)]} | "
                 + " | ".join(str(x) for x in row)
                 + " | the same |"
             )
@@ -155,11 +169,19 @@ def counted() -> list[str]:
 @click.option("--m", default=4, show_default=True)
 @click.option("--n", default=4, show_default=True)
 @click.option("--nodes", default="2,2", show_default=True, help="Attention and MoE nodes.")
+@click.option("--containers", is_flag=True, help="Count between containers too; needs a running engine.")
+@click.option("--image", default="busybox", show_default=True, help="Of those: anything that has sleep.")
 @click.option("--counts", is_flag=True, help="Only count messages; nothing is written.")
-def main(tokens: str, hidden: str, rounds: int, count: int, m: int, n: int, nodes: str, counts: bool) -> None:
+def main(
+    tokens: str, hidden: str, rounds: int, count: int, m: int, n: int, nodes: str, containers: bool, image: str,
+    counts: bool,
+) -> None:  # fmt: skip
     """Measure; writes results/exchange_nodes.md and .png."""
     began = time.monotonic()
-    table = counted()
+    places: dict[str, Callable[[tuple[str, ...]], Nodes | Containers]] = {"namespaces": Nodes}
+    if containers:
+        places["containers"] = functools.partial(Containers, image=image)
+    table = counted(places)
     click.echo("\n".join(table))
     if counts:
         return
@@ -206,7 +228,10 @@ def main(tokens: str, hidden: str, rounds: int, count: int, m: int, n: int, node
     )
     click.echo(
         write(
-            "exchange_nodes", "The exchange between nodes", "python benchmarks/bench_exchange_nodes.py", text
+            "exchange_nodes",
+            "The exchange between nodes",
+            "python " + " ".join(["benchmarks/bench_exchange_nodes.py", *sys.argv[1:]]),
+            text,
         )
     )
 

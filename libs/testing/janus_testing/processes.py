@@ -17,6 +17,7 @@ from typing import Any
 
 from janus_attention.engine import EngineOptions as AttentionOptions
 
+from janus_testing.containers import Containers
 from janus_testing.inprocess import InProcessMesh, Worker
 from janus_testing.namespaces import Nodes
 
@@ -36,7 +37,7 @@ class ProcessMesh(InProcessMesh):
         attention_dtype: str = "same",
         attention_options: AttentionOptions | None = None,
         timeout_s: float = 120.0,
-        namespaces: Nodes | None = None,
+        namespaces: Nodes | Containers | None = None,
         **options: Any,
     ) -> None:
         """``namespaces``: where the workers of each node label run; None: on this host, whatever their labels."""
