@@ -135,3 +135,25 @@ def test_a_request_to_send_is_cut_to_what_may_be_asked(parties: list[Party]) -> 
         time.sleep(0.01)
     time.sleep(0.1)
     assert parties[3].exchange.sent[Kind.PROBE, True] == [4, 4 * (128 + 300_000)]
+
+
+def test_a_moment_in_which_something_else_ran_is_not_taken_for_the_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Disturbed:
+        """Milliseconds at first, then microseconds."""
+
+        most = 2 << 20
+
+        def __init__(self, *_: object) -> None:
+            self.rounds = 0
+
+        def round(self, size: int, count: int) -> float:
+            self.rounds += 1
+            return 5e-3 if self.rounds < 30 else 2e-5 + count * 1e-6 + size * 1e-9
+
+    monkeypatch.setattr(profile, "_Probe", Disturbed)
+    link = profile._measure(None, 1, [7])  # type: ignore[arg-type]
+    assert link is not None
+    assert link.seconds(0) < 2e-5
+    assert link.busy_s(1 << 20) < 1e-3

@@ -26,6 +26,9 @@ BURST = 8
 """Messages in a row, from whose time that of a further one follows."""
 BUDGET_S = 0.25
 """For each class of links, and for the interface."""
+SWEEPS, SWEEPS_S = 6, 0.04
+"""All of it is measured again, so often at most and for about so long: a moment in which something else ran, as
+workers that have just started do, would be taken for the link otherwise."""
 CROWD_BYTES = 256 << 10
 """Of each of the messages that both neighbours send at once."""
 
@@ -83,12 +86,16 @@ def _measure(engine: CohortEngine, epoch: int, candidates: Sequence[int]) -> Lin
     burst: list[tuple[int, float]] = []
     try:
         probe.round(0, 1)  # the first one also waits for the peer to take up the cohort
-        for _ in range(ROUNDS):
-            burst += [(1, seconds := probe.round(0, 1)), (BURST, probe.round(0, BURST))]
-            samples.append((0, seconds / 2))
-        for size in SIZES[1:]:
-            if size <= probe.most:
-                samples += [(HEADER_BYTES + size, probe.round(size, 1) / 2) for _ in range(ROUNDS)]
+        again = time.monotonic() + SWEEPS_S
+        for sweep in range(SWEEPS):
+            if sweep and time.monotonic() > again:
+                break
+            for _ in range(ROUNDS):
+                burst += [(1, seconds := probe.round(0, 1)), (BURST, probe.round(0, BURST))]
+                samples.append((0, seconds / 2))
+            for size in SIZES[1:]:
+                if size <= probe.most:
+                    samples += [(HEADER_BYTES + size, probe.round(size, 1) / 2) for _ in range(ROUNDS)]
     except WaitTimeout:
         if not burst:
             return None
