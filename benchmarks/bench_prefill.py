@@ -146,7 +146,12 @@ def main(
             json.dumps({"learnt": with_budget, "unbounded": without, "warm": warm, "cold": cold}, indent=1)
         )
     if save:
-        write("prefill", "Prompts beside streams", f"python benchmarks/bench_prefill.py --seconds {seconds:g}", body)
+        write(
+            "prefill",
+            "Prompts beside streams",
+            f"python benchmarks/bench_prefill.py --seconds {seconds:g}",
+            body,
+        )
 
 
 if __name__ == "__main__":

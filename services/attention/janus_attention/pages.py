@@ -32,7 +32,9 @@ class PagesAhead:
             return
         if self._thread is None or not self._thread.is_alive():
             self._wanted = min(self._kv.num_blocks, used + self._ahead)
-            self._thread = threading.Thread(target=self._work, args=(self._wanted,), name="pages", daemon=True)
+            self._thread = threading.Thread(
+                target=self._work, args=(self._wanted,), name="pages", daemon=True
+            )
             self._thread.start()
 
     def _work(self, wanted: int) -> None:
