@@ -1,10 +1,9 @@
-"""A worker that is lost: who goes on with its streams finds what it had computed, bit for bit, and computes next to nothing."""
+"""A worker that is lost: who goes on with its streams finds what it had computed, bit for bit."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[EngineOptions]:
-    yield dataclasses.replace(OPTIONS, kv_shelf_mb=64, kv_shelf_folder=str(tmp_path / "shelf"))
+def kept(tmp_path: Path) -> EngineOptions:
+    return dataclasses.replace(OPTIONS, kv_shelf_mb=64, kv_shelf_folder=str(tmp_path / "shelf"))
 
 
 @pytest.mark.parametrize("off", [False, True], ids=["kept", "switched off"])

@@ -35,6 +35,8 @@ from janus_attention.sequence import Finish, Sampling, Sequence, Trace
 from janus_attention.shelf import open_shelf
 
 _LOG = logging.getLogger("janus.attention")
+_HEIRS_S = 2.0
+"""Whoever goes on with a stream of an engine that ends has begun by then: what was kept for them can go."""
 
 
 class AttentionEngine(CohortEngine):
@@ -99,6 +101,8 @@ class AttentionEngine(CohortEngine):
         )  # fmt: skip
         self.inbox.on_kv = self._handover.take
         self._pages = PagesAhead(kv)
+        self._busy = 0.0
+        """When (time.monotonic()) it last had a stream."""
         self._last: float | None = None
         """End (time.perf_counter()) of the step just made; None after a sleep or a loss."""
         self._switched = False
@@ -110,8 +114,8 @@ class AttentionEngine(CohortEngine):
 
     def run(self) -> None:
         super().run()
-        if self._shelf is not None and not self._sequences:
-            self._shelf.close()  # else it is for whoever goes on with them
+        if self._shelf is not None and time.monotonic() > self._busy + _HEIRS_S:
+            self._shelf.close()
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -248,6 +252,8 @@ class AttentionEngine(CohortEngine):
         began = time.perf_counter()
         if self._handover.busy:
             self._handover.work(self.inbox.peek)
+        if self._sequences:
+            self._busy = time.monotonic()
         self._drop_cancelled()
         self._pages.reach(self.batcher.pool.reached)
         # Asleep nobody decodes: what has to wait would wait for a wake-up that nobody sends.

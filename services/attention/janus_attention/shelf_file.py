@@ -132,7 +132,8 @@ class ShelfWriter:
             seeds = row_seeds(parent, tokens, first)
             self._index["tokens"][place, first:last] = tokens[first:]
             self._index["sums"][place, first:last] = [
-                zlib.crc32(row, seed) for row, seed in zip(rows[at : at + last - first], seeds, strict=True)
+                zlib.crc32(row.data, seed)
+                for row, seed in zip(rows[at : at + last - first], seeds, strict=True)
             ]
             self._index["count"][place] = last
             at += last - first
@@ -189,7 +190,7 @@ class ShelfReader:
         rows = np.frombuffer(data, np.uint8).reshape(count, fmt.row_bytes)
         seeds = row_seeds(parent, tokens[:count], 0)
         fits = all(
-            zlib.crc32(row, seed) == found
+            zlib.crc32(row.data, seed) == found
             for row, seed, found in zip(rows, seeds, entry["sums"], strict=False)
         )
         return rows if fits else None
