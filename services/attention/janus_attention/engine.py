@@ -113,9 +113,11 @@ class AttentionEngine(CohortEngine):
         self.wake_fds.append(self.guides.wake_fd)
 
     def run(self) -> None:
-        super().run()
-        if self._shelf is not None and time.monotonic() > self._busy + _HEIRS_S:
-            self._shelf.close()
+        try:
+            super().run()
+        finally:
+            if self._shelf is not None and time.monotonic() > self._busy + _HEIRS_S:
+                self._shelf.close()
 
     def hello(self) -> dict[str, Any]:
         return {
