@@ -149,7 +149,7 @@ def test_no_step_is_lost_to_another_layout(
 def test_no_step_is_lost_to_workers_that_leave(
     mixtral: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    """Whoever leaves hears of it first, or last: the step under way is finished with it, or ends before an answer."""
+    """Whoever leaves hears of it first: the step under way is finished with it, the next one ends before an answer."""
     rng = random.Random(23)
     work = prompts(rng, 6)
     lost: list[int] = []
@@ -163,25 +163,25 @@ def test_no_step_is_lost_to_workers_that_leave(
             raise
 
     def tell_late(self: Worker, body: dict[str, Any]) -> None:
-        if body["t"] == "cohort":
-            time.sleep(rng.choice((0.0, 0.0, 0.01, 0.03)))
+        if body["t"] == "cohort" and self not in gone:
+            time.sleep(0.02)
         tell(self, body)
 
+    gone: list[Worker] = []
     with InProcessMesh(mixtral, attention=2, experts=4, slots=EXPERTS) as mesh:
         expected = run(mesh, work)
         monkeypatch.setattr(Forward, "_collect", watch)
-        gone: list[Worker] = []
 
         def leave() -> None:
             monkeypatch.setattr(Worker, "send", tell_late)
+            began = time.monotonic()
             for _ in range(1 + at_once):
                 worker = mesh.moe.pop(rng.randrange(len(mesh.moe)))
                 gone.append(worker)
-                began = time.monotonic()
                 mesh.form(leaving=[worker], follows=True, wait=not at_once)
             if at_once:
                 mesh.pump(lambda: all(w.epoch == mesh.epoch for w in mesh.workers), "the second")
-            assert time.monotonic() - began < 1, "nobody waited for a step that was never finished"
+            assert time.monotonic() - began < 0.6, "nobody waited for a step that was never finished"
             monkeypatch.setattr(Worker, "send", tell)
 
         def come_back() -> None:
