@@ -36,7 +36,7 @@ _AT_ONCE = 16 << 20
 _NODE = len("kv-12345678-")
 _SHARE = 4
 """Of the memory that the file system has left, one part in so many may be used."""
-BRING_S = 0.1
+BRING_S = 0.25
 """Time of a step that finding other workers' blocks may take; what is left of streams then waits for the next one."""
 
 
