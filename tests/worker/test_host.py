@@ -123,6 +123,7 @@ async def test_one_that_has_drained_finishes_the_step_that_others_finish_with_it
     """The cohort in force is without it, and it is told to stop; its engine may be amid a step of the one before."""
     monkeypatch.setattr(module, "_LAST_STEP_S", 0.3)
     await say(host, {"t": "epoch", "epoch": 3, "rank": 0, "layout_version": 1})
+    host._ready.set()
     host.draining = True
     task = asyncio.create_task(host.run())
     await asyncio.sleep(0.01)
