@@ -150,6 +150,32 @@ def test_a_stream_lost_again_is_found_at_either(folder: Path) -> None:
     assert again.computed == 45 and third.rows(again, 30) == one.rows(seq)
 
 
+def test_what_is_new_is_kept_before_what_others_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that took streams over and is lost soon after: their blocks are in one file, the rest in the other."""
+    one, other = Engine(folder, "1"), Engine(folder, "2")
+    tokens = [list(range(k, k + 60)) for k in (0, 100)]
+    seqs = [one.run(each, until=38) for each in tokens]
+    one.shelf.keep(one.streams)
+    found = [other.take(each) for each in tokens]
+    monkeypatch.setattr("janus_attention.shelf._AT_ONCE", 8 * one.kv.row_bytes)
+    for step in range(3):
+        for each in found:
+            other.on(each, 39 + step)
+        other.shelf.keep(other.streams)
+    assert [each.kept for each in found] == [41, 41]
+    third = Engine(folder, "3")
+    again = [third.take(each) for each in tokens]
+    assert [each.computed for each in again] == [41, 41]
+    assert third.rows(again[1], 38) == one.rows(seqs[1])
+    for _ in range(12):  # blocks follow, a few a step
+        other.shelf.keep(other.streams)
+    one.shelf.close()
+    third.shelf.close()
+    alone = Engine(folder, "4")
+    assert [alone.take(each).computed for each in tokens] == [41, 41]
+    assert other.shelf.kept_tokens == 82, "each once"
+
+
 # What a writer may leave ---------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from janus_models.decoder import AttentionModel
 from janus_models.experts import ExpertModel
 from janus_models.generation import end_ids
+from janus_runtime.shared_folder import DEAD_S
 from janus_transport import Header, Kind, Transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
@@ -35,8 +36,6 @@ from janus_attention.sequence import Finish, Sampling, Sequence, Trace
 from janus_attention.shelf import open_shelf
 
 _LOG = logging.getLogger("janus.attention")
-_HEIRS_S = 2.0
-"""Whoever goes on with a stream of an engine that ends has begun by then: what was kept for them can go."""
 
 
 class AttentionEngine(CohortEngine):
@@ -116,7 +115,7 @@ class AttentionEngine(CohortEngine):
         try:
             super().run()
         finally:
-            if self._shelf is not None and time.monotonic() > self._busy + _HEIRS_S:
+            if self._shelf is not None and time.monotonic() > self._busy + DEAD_S:
                 self._shelf.close()
 
     def hello(self) -> dict[str, Any]:

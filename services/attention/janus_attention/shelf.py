@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -31,12 +32,14 @@ from janus_attention.sequence import Sequence
 from janus_attention.shelf_file import Rows, ShelfFormat, ShelfReader, ShelfWriter
 
 _LOG = logging.getLogger("janus.attention")
+_Piece = tuple[int, int, bytes, Items[int]]
+"""Of a block, as :meth:`ShelfWriter.add` takes it."""
 _AT_ONCE = 16 << 20
 """Bytes copied between two steps, besides single tokens: milliseconds."""
 _NODE = len("kv-12345678-")
 _SHARE = 4
 """Of the memory that the file system has left, one part in so many may be used."""
-BRING_S = 0.25
+BRING_S = 0.5
 """Time of a step that finding other workers' blocks may take; what is left of streams then waits for the next one."""
 
 
@@ -75,6 +78,9 @@ class KvShelf:
         self._block_at: list[int] = []
         """The block of each place that is in use; places follow each other until there is no more room."""
         self._hand = 0
+        self._owed: deque[tuple[Sequence, int, int]] = deque()
+        """Sequences, blocks of which others have in their files for now: those from the first number to the second are
+        to be here too, when there is time. What is new comes first, as it is nowhere else."""
         self._refused: set[str] = set()
         self.due = False
         """Whether a step was made since :meth:`keep`."""
@@ -118,7 +124,7 @@ class KvShelf:
         if self._writer is None:
             return
         began = time.perf_counter()
-        pieces: list[tuple[int, int, bytes, Items[int]]] = []
+        pieces: list[_Piece] = []
         slots: list[int] = []
         most = _AT_ONCE // self._format.row_bytes
         # Single tokens first: long prefixes may take several steps.
@@ -126,14 +132,14 @@ class KvShelf:
             if len(slots) >= most and _behind(seq) > 1:
                 break
             self._collect(seq, pieces, slots, len(slots) + max(1, most - len(slots)))
+        while self._owed and len(slots) < most:
+            self._collect_owed(pieces, slots)
         if pieces:
             self._writer.add(pieces, self._kv.read_rows(np.asarray(slots, np.int64)))
             self.kept_tokens += len(slots)
         self.seconds += time.perf_counter() - began
 
-    def _collect(
-        self, seq: Sequence, pieces: list[tuple[int, int, bytes, Items[int]]], slots: list[int], most: int
-    ) -> None:
+    def _collect(self, seq: Sequence, pieces: list[_Piece], slots: list[int], most: int) -> None:
         size = self._pool.block_size
         while seq.kept < seq.computed and len(slots) < most:
             i, first = divmod(seq.kept, size)
@@ -154,6 +160,23 @@ class KvShelf:
             kept.rows = last
             kept.name = self._pool.name(seq, i) if whole else None
             seq.kept = i * size + last
+
+    def _collect_owed(self, pieces: list[_Piece], slots: list[int]) -> None:
+        """One block of the first sequence that is owed some."""
+        seq, i, end = self._owed.popleft()
+        size = self._pool.block_size
+        if i == end or seq.computed < end * size:
+            return  # all is here, or it has ended
+        block, name, parent = seq.blocks[i], self._pool.name(seq, i), self._pool.parent(seq, i)
+        kept = self._kept.get(block)
+        if kept is None or kept.name != name:
+            kept = self._place(block, parent)
+            if kept is None:
+                return
+            pieces.append((kept.place, 0, parent, seq.tokens[i * size : (i + 1) * size]))
+            slots.extend(range(block * size, (block + 1) * size))
+            kept.rows, kept.name = size, name
+        self._owed.appendleft((seq, i + 1, end))
 
     def _place(self, block: int, parent: bytes) -> _Kept | None:
         """A place for a block that begins anew: its own, a new one, or one whose block no stream has."""
@@ -240,6 +263,9 @@ class KvShelf:
         if not seq.sought or seq.computed % size:
             return
         i = seq.computed // size
+        if i and self._writer is not None:
+            self._owed.append((seq, 0, i))
+            seq.kept = seq.computed
         wanted = seq.tokens[seq.computed : min(seq.computed + size, len(seq.tokens) - 1)]
         if not wanted:
             return
