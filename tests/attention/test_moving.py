@@ -44,6 +44,8 @@ class Host:
         self.count: int | Exception = 6
         self.arrives: int | None = 6
         self.gives = True
+        self.near = 0
+        """Blocks that its engine has, or finds on its host."""
 
     @property
     def engine(self) -> Host:
@@ -53,9 +55,12 @@ class Host:
         self.sent.append(body)
 
     async def call(self, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        self.asked.append(body)
         if isinstance(self.count, Exception):
             raise self.count
+        if body["t"] == "kv_seek":
+            assert body["tokens"] == TOKENS
+            return {"count": self.near}
+        self.asked.append(body)
         if body["t"] == "kv_expect" and self.arrives is not None:
             asyncio.get_running_loop().call_later(0.02, self.mover.taken, body["number"], self.arrives)
         if body["t"] == "kv_give" and self.gives:
@@ -94,6 +99,14 @@ async def test_the_engine_expects_before_the_other_gives(pair: Pair) -> None:
     assert expected["number"] == given["number"]
     assert expected["names"] == given["names"] == [name.hex() for name in NAMES] and len(NAMES) == 6
     assert pair.taker.sent == [{"t": "kv_forget", "number": expected["number"]}]
+
+
+@pytest.mark.parametrize("near", [2, 6])
+async def test_only_what_is_not_nearer_is_asked_for(pair: Pair, near: int) -> None:
+    pair.taker.near = near
+    await pair.taker.mover.fetch(TOKENS, 7)
+    asked = [body["names"] for body in (*pair.taker.asked, *pair.giver.asked)]
+    assert asked == [[name.hex() for name in NAMES[near:]]] * 2 if near < 6 else not asked
 
 
 @pytest.mark.parametrize(
@@ -139,7 +152,7 @@ async def test_it_is_waited_for_no_longer_than_computing_takes(pair: Pair, what:
     began = time.monotonic()
     await taker.mover.fetch(TOKENS, 7)
     assert time.monotonic() - began < 1.5
-    assert [body["t"] for body in taker.sent] == ["kv_forget"]
+    assert [body["t"] for body in taker.sent] == ["kv_forget"] * (what != "own engine")
     await pair.giver.mover.linger(0)  # nothing is left under way
 
 

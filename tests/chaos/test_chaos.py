@@ -23,6 +23,7 @@ import pytest
 import redis
 from chaos_report import Fault, shown, table
 from janus_runtime.errors import JanusError
+from janus_runtime.shared_folder import shared_folder
 from janus_testing import LocalMesh
 from janus_testing.load import Load, make_requests
 
@@ -215,5 +216,8 @@ def test_nothing_is_lost(tiny: Path, gateway: bool) -> None:
             time.sleep(1)
         assert not leaked
         family = psutil.Process(mesh.supervisor_pid).children(recursive=True)
+        shared = shared_folder(mesh.redis_url, "janus")
+        assert shared.exists()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+    assert not shared.exists()

@@ -9,12 +9,15 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import redis.asyncio
 from gateway_fakes import Mesh, ready, until
 from janus_gateway.__main__ import serve
 from janus_gateway.config import GatewaySettings
 from janus_gateway.journal import Entry, Response, received
+from janus_runtime.redis_server import RedisServer
 from janus_wire.v1 import common_pb2, generation_pb2, generation_pb2_grpc
 
+redis_client = redis.asyncio.Redis.from_url
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 BODY: dict[str, Any] = {
@@ -127,6 +130,31 @@ async def test_without_redis_the_answer_is_the_same(served: Mesh) -> None:
     whole = texts(await events(served.http, "k4"))
     served.redis.stop()
     assert texts(await events(served.http, "k4")) == whole
+
+
+async def test_what_redis_has_lost_is_brought_again(served: Mesh) -> None:
+    """Redis ends amid the stream and comes back empty: once it is over, all of it is there, and no worker is asked."""
+    whole = texts(await events(served.http, "k6"))
+    worker = served.workers[0]
+    worker.delay_s = 0.05
+    stream = asyncio.create_task(events(served.http, "k6-again"))
+    count = len(worker.requests)
+    await until(lambda: len(worker.requests) >= count + 2)
+    await asyncio.sleep(0.5)
+    folder = served.redis.socket_path.parent
+    served.redis.stop()
+    await asyncio.sleep(0.4)
+    with RedisServer.start(folder) as back:
+        again = await stream
+        assert len(whole[0]) and len(texts(again)[0]) > 10
+        await asyncio.sleep(2.5)
+        client = redis_client(back.url)
+        keys = [key async for key in client.scan_iter("*journal*")]
+        await client.aclose()
+        assert len(keys) == 3, "head, items and index"
+        count = len(worker.requests)
+        assert texts(await events(served.http, "k6-again")) == texts(again)
+        assert len(worker.requests) == count, "nothing was made anew"
 
 
 async def test_over_grpc_with_what_the_caller_has(served: Mesh) -> None:

@@ -145,6 +145,55 @@ def test_no_step_is_lost_to_another_layout(
     assert set(lost) <= {0}, "a step that was under way was abandoned"
 
 
+@pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "two within a step"])
+def test_no_step_is_lost_to_workers_that_leave(
+    mixtral: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Whoever leaves hears of it first: the step under way is finished with it, the next one ends before an answer."""
+    rng = random.Random(23)
+    work = prompts(rng, 6)
+    lost: list[int] = []
+    collect, tell = Forward._collect, Worker.send
+
+    def watch(self: Forward, lane: Any) -> None:
+        try:
+            collect(self, lane)
+        except (Interrupted, NewerEpoch):
+            lost.append(lane.layer)
+            raise
+
+    def tell_late(self: Worker, body: dict[str, Any]) -> None:
+        if body["t"] == "cohort" and self not in gone:
+            time.sleep(0.02)
+        tell(self, body)
+
+    gone: list[Worker] = []
+    with InProcessMesh(mixtral, attention=2, experts=4, slots=EXPERTS) as mesh:
+        expected = run(mesh, work)
+        monkeypatch.setattr(Forward, "_collect", watch)
+
+        def leave() -> None:
+            monkeypatch.setattr(Worker, "send", tell_late)
+            began = time.monotonic()
+            for _ in range(1 + at_once):
+                worker = mesh.moe.pop(rng.randrange(len(mesh.moe)))
+                gone.append(worker)
+                mesh.form(leaving=[worker], follows=True, wait=not at_once)
+            if at_once:
+                mesh.pump(lambda: all(w.epoch == mesh.epoch for w in mesh.workers), "the second")
+            assert time.monotonic() - began < 0.6, "nobody waited for a step that was never finished"
+            monkeypatch.setattr(Worker, "send", tell)
+
+        def come_back() -> None:
+            mesh.moe.extend(gone)
+            gone.clear()
+            mesh.form(follows=True)
+
+        equal(run(mesh, work, [leave, come_back] * 4), expected)
+        mesh.moe.extend(gone)
+    assert set(lost) <= {0}, "a step that was under way was abandoned"
+
+
 def test_who_waits_for_a_step_that_nobody_finishes_goes_on(
     mixtral: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

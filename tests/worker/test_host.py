@@ -116,6 +116,26 @@ async def test_a_failed_engine_gives_its_reason(host: Host) -> None:
         await host._read_engine(FakeEngine({"t": "failed", "message": "truncated.safetensors is cut short"}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("told", "least", "most"), [(0.1, 0.1, 0.25), (None, 0.3, 0.6)])
+async def test_one_that_has_drained_finishes_the_step_that_others_finish_with_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch, told: float | None, least: float, most: float
+) -> None:
+    """The cohort in force is without it, and it is told to stop; its engine may be amid a step of the one before."""
+    monkeypatch.setattr(module, "_LAST_STEP_S", 0.3)
+    await say(host, {"t": "epoch", "epoch": 3, "rank": 0, "layout_version": 1})
+    host._ready.set()
+    host.draining = True
+    task = asyncio.create_task(host.run())
+    await asyncio.sleep(0.01)
+    began = asyncio.get_running_loop().time()
+    task.cancel()
+    if told is not None:
+        await asyncio.sleep(told)
+        await say(host, {"t": "waiting", "detail": "a cohort: this worker is not in epoch 4"})
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled() and least - 0.05 <= asyncio.get_running_loop().time() - began < most
+
+
 @pytest.mark.parametrize(
     ("drain_s", "left", "least", "most"), [(0.0, 9.0, 0.0, 0.15), (5.0, 0.2, 0.2, 2.0), (0.2, 9.0, 0.2, 2.0)]
 )

@@ -23,6 +23,7 @@ from janus_runtime.coordination import Coordination
 from janus_runtime.errors import DeadlineExceeded, FailedPrecondition, JanusError, Unavailable
 from janus_runtime.records import Lease, Role
 from janus_runtime.redis_server import RedisServer
+from janus_runtime.shared_folder import remove_folder, shared_folder, tidy
 
 from janus_cli.child import Child, read_lines, wait_for_end
 from janus_cli.control import ControlServer
@@ -93,6 +94,8 @@ class Supervisor:
         self._failures: dict[str, int] = {}
         self._ready_at: dict[str, float] = {}
         self._stack = contextlib.AsyncExitStack()
+        self._shared: Path | None = None
+        """Where workers keep files for each other, in memory."""
         self._owns_run_dir = False
         self._known: dict[str, Lease] = {}
         self._leaving: set[str] = set()
@@ -135,6 +138,8 @@ class Supervisor:
         self._write_mesh("starting")
         if not self._external_redis:
             self._start_redis()
+        tidy()
+        self._shared = shared_folder(self.redis_url, self.spec.namespace)
         self._coordination = await connect(
             self.redis_url, self.spec.namespace, wait_s=min(10.0, self._start_deadline_s)
         )
@@ -454,6 +459,8 @@ class Supervisor:
             if self._redis_folder is not None:
                 shutil.rmtree(self._redis_folder, ignore_errors=True)
                 self._redis_folder = None
+            if self._shared is not None and not self._external_redis:  # that may be other meshes' too
+                remove_folder(self._shared)
             if self._owns_run_dir:  # not when another mesh turned out to run here
                 shutil.rmtree(self.run_dir.redis, ignore_errors=True)
                 self.run_dir.mesh_file.unlink(missing_ok=True)

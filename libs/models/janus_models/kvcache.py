@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from janus_kernels.ops import LARGE_PAGE, back_pages, new_pages, store_rows
+
+_Slots = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,40 @@ class KvCache:
         parts = [self.keys] if self._latent else [self.keys, self.values]
         for part, rows in zip(parts, torch.from_numpy(data).chunk(len(parts)), strict=True):
             part[:, block] = rows.view(part.dtype).view(part[:, block].shape).to(part.device)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token, all layers, as :meth:`read_rows` gives them."""
+        return self.block_bytes // self.block_size
+
+    @property
+    def layout(self) -> str:
+        """What one row is made of, for who reads rows of another cache: equal texts, equal meaning of the bytes."""
+        layers, _, _, heads, width = self.keys.shape
+        kind = f"latent {self.values.shape[-1]}" if self._latent else "keys, values"
+        return f"{str(self.keys.dtype).removeprefix('torch.')} {layers}x{heads}x{width} {kind}"
+
+    def read_rows(self, slots_T: _Slots) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+        """A copy of single tokens at flat slots, all layers, keys and then values: uint8 [T, row_bytes]. On a CPU."""
+        blocks, offsets = np.divmod(slots_T, self.block_size)
+        rows = [part[:, blocks, offsets].swapaxes(0, 1).reshape(len(slots_T), -1) for part in self._parts]
+        return np.ascontiguousarray(np.concatenate(rows, axis=1)).view(np.uint8)
+
+    def write_rows(self, slots_T: _Slots, rows: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> None:
+        """Store what :meth:`read_rows` gave, here or in another process."""
+        blocks, offsets = np.divmod(slots_T, self.block_size)
+        halves = np.split(rows, len(self._parts), axis=1)
+        for part, half in zip(self._parts, halves, strict=True):
+            layers, _, _, heads, width = part.shape
+            tokens = np.ascontiguousarray(half).view(part.dtype).reshape(-1, layers, heads, width)
+            part[:, blocks, offsets] = tokens.swapaxes(0, 1)
+
+    @property
+    def _parts(self) -> list[np.ndarray[Any, np.dtype[Any]]]:
+        """Keys and values as numpy has them, as integers: it knows no bfloat16."""
+        whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[self.keys.itemsize]
+        parts = [self.keys] if self._latent else [self.keys, self.values]
+        return [part.view(whole).numpy() for part in parts]
 
     def write(
         self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor, slots_T: torch.Tensor

@@ -115,6 +115,15 @@ ATTENTION = (
         "kv_moved_tokens", "counter", "tokens", "kv_moved_tokens",
         "Tokens whose keys and values came with a stream from a worker that handed it over.",
     ),
+    _attention(
+        "kv_kept_tokens", "counter", "tokens", "kv_kept_tokens",
+        "Tokens whose keys and values were copied for whoever goes on when the worker is lost.",
+    ),
+    _attention(
+        "kv_recovered_tokens", "counter", "tokens", "kv_recovered_tokens",
+        "Tokens whose keys and values were found where other workers of the host had kept them.",
+    ),
+    _attention("kv_shelf_seconds", "counter", "s", "kv_shelf_seconds", "Time that keeping them took."),
     _attention("running_sequences", "gauge", "sequences", "running", "Sequences in the batch."),
     _attention("waiting_sequences", "gauge", "sequences", "waiting", "Sequences queued."),
     _attention("kv_tokens_used", "gauge", "tokens", "kv_tokens_used", "Tokens that used KV blocks hold."),

@@ -228,8 +228,19 @@ class InProcessMesh:
             if worker in group:
                 group.remove(worker)
 
-    def form(self, placement: Sequence[Sequence[Sequence[int]]] | None = None) -> None:
-        """Announce a new cohort of all workers and wait until each has taken it up."""
+    def form(
+        self,
+        placement: Sequence[Sequence[Sequence[int]]] | None = None,
+        *,
+        leaving: Sequence[Worker] = (),
+        follows: bool = False,
+        wait: bool = True,
+    ) -> None:
+        """Announce a new cohort of all workers and wait until each has taken it up.
+
+        ``leaving``: forgotten workers that live on and hear of it too; ``follows``: nobody was lost, so that the step
+        under way may be finished.
+        """
         self.pump(lambda: all(worker.hello for worker in self.workers), "every engine's hello")
         self.epoch += 1
         layers, count = len(self.config.moe_layers), self.config.moe.num_experts
@@ -241,11 +252,15 @@ class InProcessMesh:
             "exchange": self.exchange,
             "attention": [self._row(worker) for worker in self.attention],
             "moe": [self._row(worker) for worker in self.moe],
+            "follows": self.epoch - 1 if follows else None,
             "layout_version": self.epoch, "num_experts": count, "slots": slots, "placement": placement,
         }  # fmt: skip
-        for worker in self.workers:
+        for worker in [*leaving, *self.workers]:
             worker.send(body)
-        self.pump(lambda: all(w.epoch == self.epoch for w in self.workers), f"epoch {self.epoch} everywhere")
+        if wait:
+            self.pump(
+                lambda: all(w.epoch == self.epoch for w in self.workers), f"epoch {self.epoch} everywhere"
+            )
 
     @staticmethod
     def _row(worker: Worker) -> list[Any]:

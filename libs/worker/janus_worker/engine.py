@@ -253,11 +253,17 @@ class CohortEngine(abc.ABC):
             if kind == "stop":
                 raise Stop
             if kind == "cohort":
+                follows = message.body.get("follows")
+                # Two may come within a step; the second then follows the first, which is skipped.
+                skipped = self._finish_until if self._announced is not None else 0.0
+                after = self._announced.body["epoch"] if skipped and self._announced is not None else None
                 self._announced = message
                 self.only_layout = self.cohort is not None and self.cohort.members == members_of(message.body)
-                follows = self.cohort is not None and self.cohort.epoch == message.body.get("follows")
-                orderly = self.only_layout or follows
-                self._finish_until = time.monotonic() + _FINISH_S if orderly else 0.0
+                orderly = self.only_layout or (
+                    self.cohort is not None and follows is not None and follows in (self.cohort.epoch, after)
+                )
+                finish = skipped or time.monotonic() + _FINISH_S
+                self._finish_until = finish if orderly else 0.0
             else:
                 self.handle(message)
         if self._announced is not None and not (self.amid and time.monotonic() < self._finish_until):

@@ -34,6 +34,8 @@ from janus_worker.settings import WorkerSettings
 _LOG = logging.getLogger("janus.worker")
 _LAYOUT_WAIT_S = 10.0
 _FAULT_S = 5.0
+_LAST_STEP_S = 2.5
+"""Who has drained, and is told to stop as it leaves the cohort, may finish the step that the others finish with it."""
 S = TypeVar("S", bound=WorkerSettings)
 
 
@@ -60,6 +62,9 @@ class WorkerHost(abc.ABC, Generic[S]):
         self._ready = asyncio.Event()
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._call_ids = itertools.count(1)
+        self._out = asyncio.Event()
+        """Set while the engine is in no cohort."""
+        self._out.set()
         self._sent_epoch = 0
         self.cohort: CohortRecord | None = None
         """The latest that the engine was told of."""
@@ -119,6 +124,10 @@ class WorkerHost(abc.ABC, Generic[S]):
                 _LOG.info(
                     "drained: %s", "yes" if outcomes[0] is None else "not quite, streams go on elsewhere"
                 )
+            if self.draining and not serving.done():
+                out = asyncio.ensure_future(self._out.wait())
+                await asyncio.wait([out, serving], timeout=_LAST_STEP_S, return_when=asyncio.FIRST_COMPLETED)
+                out.cancel()
             raise
         finally:
             serving.cancel()
@@ -209,8 +218,10 @@ class WorkerHost(abc.ABC, Generic[S]):
                 self.hello = message.body
                 self._ready.set()
             elif kind == "waiting":
+                self._out.set()
                 await self._waiting(message.body["detail"])
             elif kind == "epoch":
+                self._out.clear()
                 self.rank, self.layout_version = message.body["rank"], message.body["layout_version"]
                 await self._tell(
                     epoch=message.body["epoch"], detail=f"rank {self.rank}", waiting_for=(), late=()

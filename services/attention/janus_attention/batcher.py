@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from typing import Protocol
 
 from janus_attention.blocks import BlockPool
 from janus_attention.budget import PrefillBudget, share
@@ -50,6 +51,16 @@ class Piece:
         return [*self.seq.tokens[first : first + self.count - len(self.draft)], *self.draft]
 
 
+class Finder(Protocol):
+    """Finds what other workers have computed of a sequence (:class:`janus_attention.shelf.KvShelf`)."""
+
+    def blocks(self, seq: Sequence) -> bool:
+        """Put its full blocks into the cache before it is admitted; False: it must wait for the next step."""
+
+    def rows(self, seq: Sequence) -> None:
+        """Fill more of its own blocks once it is admitted."""
+
+
 class Batcher:
     """Running and waiting sequences of one attention worker.
 
@@ -71,6 +82,7 @@ class Batcher:
         budget: PrefillBudget | None = None,
         drafter: Drafter | None = None,
         draft_tokens: int = 0,
+        finder: Finder | None = None,
     ) -> None:
         self.pool = pool
         self.max_batch_tokens = max_batch_tokens
@@ -87,6 +99,7 @@ class Batcher:
         """Whether streams of other workers decode: their steps are ours, so our prompts must not hold them up."""
         self.ready_blocks = pool.count
         """Blocks, from the first, whose memory is ready; prompts beside decoding streams wait for theirs."""
+        self._finder = finder
         self._drafter = drafter
         self._draft_tokens = draft_tokens if drafter else 0
         self._arrivals = 0
@@ -203,6 +216,10 @@ class Batcher:
         while self.waiting and (prefills < _PREFILLS or self.waiting[0].moved):
             seq = self.waiting[0]
             full = len(self.running) >= self.max_sequences
+            finder = self._finder if seq.again else None
+            room = self.pool.free >= self.pool.blocks_for(len(seq.tokens))
+            if finder is not None and not full and room and not finder.blocks(seq):
+                return
             while full or not self.pool.admit(seq, len(seq.tokens)):
                 victim = self.running[-1] if self.running else None
                 if victim is None or victim.priority <= seq.priority:
@@ -210,6 +227,8 @@ class Batcher:
                 prefills -= victim.pending > 1 and not victim.moved
                 self._preempt(victim, pieces)
                 full = False
+            if finder is not None:
+                finder.rows(seq)
             self.waiting.remove(seq)
             seq.admitted = self._step
             bisect.insort(self.running, seq, key=_rank)

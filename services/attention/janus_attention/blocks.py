@@ -51,7 +51,8 @@ class BlockPool:
         """Named blocks given up for their place."""
         self.reached = 0
         """Blocks from this one on were never used."""
-        self._seed = _seed_name(seed)
+        self.seed = _seed_name(seed)
+        """Name of what is before a first block."""
         # Lowest first; blocks without a name.
         self._free = list(range(count - 1, -1, -1))
         self._holders = [0] * count
@@ -136,26 +137,38 @@ class BlockPool:
         found: list[int] = []
         if self.caching:
             for i in range((len(seq.tokens) - 1) // self.block_size):
-                block = self._by_name.get(self._name(seq, i))
+                block = self._by_name.get(self.name(seq, i))
                 if block is None:
                     break
                 found.append(block)
         return found
 
-    def _name(self, seq: Sequence, i: int) -> bytes:
+    def name(self, seq: Sequence, i: int) -> bytes:
         """Name of the sequence's i-th block, which its tokens fill. Tokens never change, names neither."""
         names, size = seq.block_names, self.block_size
         while len(names) <= i:
             first = len(names) * size
-            names.append(block_name(names[-1] if names else self._seed, seq.tokens[first : first + size]))
+            names.append(block_name(names[-1] if names else self.seed, seq.tokens[first : first + size]))
         return names[i]
+
+    def parent(self, seq: Sequence, i: int) -> bytes:
+        """Name of the block before the sequence's i-th."""
+        return self.name(seq, i - 1) if i else self.seed
+
+    def has(self, name: bytes) -> bool:
+        """Whether a prefix may find a block of this name."""
+        return name in self._by_name
+
+    def held(self, block: int) -> bool:
+        """Whether any sequence has this block."""
+        return self._holders[block] > 0
 
     def commit(self, seq: Sequence, before: int) -> None:
         """Name the blocks that became full since ``before`` tokens were computed: others may find them now."""
         if not self.caching:
             return
         for i in range(before // self.block_size, seq.computed // self.block_size):
-            block, name = seq.blocks[i], self._name(seq, i)
+            block, name = seq.blocks[i], self.name(seq, i)
             # Of two that computed the same at the same time, the first is found; the other stays its own.
             if self._names[block] is None and name not in self._by_name:
                 self._names[block] = name
@@ -166,7 +179,7 @@ class BlockPool:
         for block in reversed(seq.blocks):  # a prefix is of use without its end, not the reverse
             self._drop(block)
         seq.blocks.clear()
-        seq.computed = 0
+        seq.computed = seq.kept = 0
 
     def _drop(self, block: int) -> None:
         self._holders[block] -= 1

@@ -37,6 +37,9 @@ class AttentionSettings(WorkerSettings):
     wire_dtype: str = setting("fp32", choices=("fp32", "bf16"))
     """Hidden states on their way to the MoE workers; bf16 halves their bytes and rounds them: tokens may change. The
     same in the whole mesh."""
+    kv_shelf_mb: int = setting(1024, minimum=0, maximum=1 << 20)
+    """Most MiB, below /dev/shm, of the file in which KV rows are kept for whoever of this host goes on when this worker
+    is lost; memory is taken as tokens come. 0: they are computed again. Needs --prefix-cache; on a CPU."""
     emulated_token_us: float = setting(0.0, minimum=0, maximum=1e6)
     """Least microseconds of a step per token of this worker, waited out: as if on a slower device. For demonstrations
     of scaling on a machine whose cores all workers share; 0: none."""

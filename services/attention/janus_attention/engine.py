@@ -8,12 +8,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from janus_models.decoder import AttentionModel
 from janus_models.experts import ExpertModel
 from janus_models.generation import end_ids
+from janus_runtime.shared_folder import DEAD_S
 from janus_transport import Header, Kind, Transport
 from janus_worker.engine import CohortEngine
 from janus_worker.link import ControlLink, Message
@@ -21,7 +21,7 @@ from janus_worker.lockstep import EngineCohort, Flag
 
 from janus_attention.batch import build
 from janus_attention.batcher import Batcher, Piece
-from janus_attention.blocks import BlockPool
+from janus_attention.blocks import BlockPool, prefix_names
 from janus_attention.budget import PrefillBudget
 from janus_attention.drafter import Drafter, PromptLookup
 from janus_attention.forward import Forward, StepCounters
@@ -29,47 +29,13 @@ from janus_attention.graphs import LayerGraphs, Recorder, recorder_for
 from janus_attention.guide import FIELD, Guide, GuideError
 from janus_attention.guide_compiler import GuideCompiler
 from janus_attention.handover import KvHandover
+from janus_attention.options import EngineOptions
 from janus_attention.pages import PagesAhead
 from janus_attention.sampler import BadLogits, Chosen, choose
 from janus_attention.sequence import Finish, Sampling, Sequence, Trace
+from janus_attention.shelf import open_shelf
 
 _LOG = logging.getLogger("janus.attention")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """What the control process chooses for its engine."""
-
-    max_batch_tokens: int = 512
-    """Most tokens in one step; the same in the whole mesh."""
-    max_sequences: int = 64
-    """Most sequences in the batch."""
-    kv_tokens: int = 16384
-    """Tokens that the KV cache holds."""
-    block_size: int = 16
-    """Tokens per KV block."""
-    stall_s: float = 5.0
-    """Say whom a step waits for after this many seconds, and again each time they have passed."""
-    trace_every: int = 32
-    """Of a traced request's decode steps, every n-th is recorded with its layers; 0: none."""
-    prefix_cache: bool = True
-    """Keep full KV blocks and share them between sequences with the same prefix."""
-    cache_seed: str = ""
-    """The model's fingerprint: part of every cached block's name."""
-    prefill_tokens: int = 0
-    """Most prompt tokens in a step beside decoding streams; 0: as max_stall allows."""
-    max_stall: float = 1.7
-    """How many times as long prompts may make a step."""
-    draft_tokens: int = 0
-    """Most guessed tokens of a stream that a step checks; 0: none."""
-    micro_batches: str = "auto"
-    """Micro-batches of a step: "1", "2", or "auto": as the coordinator has measured to be quicker."""
-    wire_dtype: str = "fp32"
-    """Hidden states in frames: rows.WIRE_DTYPES."""
-    emulated_token_us: float = 0.0
-    """Least microseconds of a step per token; 0: none."""
-    cuda_graphs: bool = True
-    """Replay decode steps from CUDA graphs, where the device has them."""
 
 
 class AttentionEngine(CohortEngine):
@@ -98,26 +64,27 @@ class AttentionEngine(CohortEngine):
             max_payload=options.max_batch_tokens * row,
             stall_s=options.stall_s,
         )
+        self._options = options
+        self._model = model
         blocks = -(-options.kv_tokens // options.block_size)
         pool = BlockPool(blocks, options.block_size, caching=options.prefix_cache, seed=options.cache_seed)
+        recorder = recorder or recorder_for(model.device, options.cuda_graphs)
+        if recorder is not None or model.device != "cpu":
+            model.reserve(min(config.max_positions, blocks * options.block_size))
+        # Graphs write the padding of a batch to one block more.
+        kv = model.new_kv_cache(blocks + (recorder is not None), options.block_size)
+        self._shelf = open_shelf(options, pool, kv, member)
         self.batcher = Batcher(
             pool, max_batch_tokens=options.max_batch_tokens, max_sequences=options.max_sequences,
             budget=PrefillBudget(
                 most=options.max_batch_tokens, fixed=options.prefill_tokens, max_stall=options.max_stall
             ),
             drafter=drafter or (PromptLookup() if options.draft_tokens else None),
-            draft_tokens=options.draft_tokens,
+            draft_tokens=options.draft_tokens, finder=self._shelf,
         )  # fmt: skip
         self.counters = StepCounters()
         self.context = self.batcher.context = min(config.max_positions, self.batcher.capacity)
-        self._options = options
-        self._model = model
         self._sequences: dict[int, Sequence] = {}
-        recorder = recorder or recorder_for(model.device, options.cuda_graphs)
-        if recorder is not None or model.device != "cpu":
-            model.reserve(self.context)
-        # Graphs write the padding of a batch to one block more.
-        kv = model.new_kv_cache(blocks + (recorder is not None), options.block_size)
         graphs = None
         if recorder is not None:
             graphs = LayerGraphs(model, kv, recorder, most=options.max_sequences, scratch=blocks)
@@ -133,6 +100,8 @@ class AttentionEngine(CohortEngine):
         )  # fmt: skip
         self.inbox.on_kv = self._handover.take
         self._pages = PagesAhead(kv)
+        self._busy = 0.0
+        """When (time.monotonic()) it last had a stream."""
         self._last: float | None = None
         """End (time.perf_counter()) of the step just made; None after a sleep or a loss."""
         self._switched = False
@@ -141,6 +110,13 @@ class AttentionEngine(CohortEngine):
         """Tokens of the step just made, the first of a layout, and seconds since the one before; None: another."""
         self.guides = GuideCompiler(config.directory, config.vocab_size, end_ids(config))
         self.wake_fds.append(self.guides.wake_fd)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            if self._shelf is not None and time.monotonic() > self._busy + DEAD_S:
+                self._shelf.close()
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -151,7 +127,7 @@ class AttentionEngine(CohortEngine):
         }
 
     def statistics(self) -> dict[str, Any]:
-        pool = self.batcher.pool
+        pool, shelf = self.batcher.pool, self._shelf
         self.counters.preemptions = self.batcher.preemptions
         return {
             **dataclasses.asdict(self.counters),
@@ -166,6 +142,9 @@ class AttentionEngine(CohortEngine):
             "prefix_lookup_tokens": pool.lookup_tokens,
             "prefix_evictions": pool.evictions,
             "kv_moved_tokens": self._handover.taken_blocks * pool.block_size,
+            "kv_kept_tokens": shelf.kept_tokens if shelf else 0,
+            "kv_recovered_tokens": shelf.recovered_tokens if shelf else 0,
+            "kv_shelf_seconds": shelf.seconds if shelf else 0.0,
             "prefill_rate": self.batcher.budget.rate,
         }
 
@@ -178,6 +157,11 @@ class AttentionEngine(CohortEngine):
             seq.cancelled = True
         elif body["t"] == "kv_forget":
             self._handover.forget(body["number"])
+        elif body["t"] == "kv_seek":
+            pool, tokens = self.batcher.pool, body["tokens"]
+            names = prefix_names(tokens, pool.block_size, self._options.cache_seed)
+            count = self._shelf.bring(tokens, names) if self._shelf is not None else 0
+            self.tell({"t": "reply", "id": body["id"], "count": count})
         elif body["t"] in ("kv_give", "kv_expect"):
             act = self._handover.give if body["t"] == "kv_give" else self._handover.expect
             names = [bytes.fromhex(name) for name in body["names"]]
@@ -192,6 +176,8 @@ class AttentionEngine(CohortEngine):
         quiet: bool = False,
         since: float | None = None,
     ) -> bool:
+        if self._shelf is not None and self._shelf.due and not ready():
+            self._shelf.keep(self.batcher.running)
         if not self._handover.busy:
             return super().wait(ready, waiting_for=waiting_for, quiet=quiet, since=since)
 
@@ -267,10 +253,16 @@ class AttentionEngine(CohortEngine):
         began = time.perf_counter()
         if self._handover.busy:
             self._handover.work(self.inbox.peek)
+        if self._sequences:
+            self._busy = time.monotonic()
         self._drop_cancelled()
         self._pages.reach(self.batcher.pool.reached)
         # Asleep nobody decodes: what has to wait would wait for a wake-up that nobody sends.
         self.batcher.ready_blocks = self.batcher.pool.count if self.asleep else self._pages.ready
+        if self._shelf is not None:
+            if self._shelf.due:  # the step had nothing to wait for
+                self._shelf.keep(self.batcher.running)
+            self._shelf.step()
         pieces = self.batcher.next_batch()
         if pieces:
             self._compute(pieces, self.cohort, began)
@@ -357,6 +349,8 @@ class AttentionEngine(CohortEngine):
             )  # fmt: skip
         ran = time.perf_counter()
         self._deliver(pieces, logits_NV)
+        if self._shelf is not None:
+            self._shelf.due = True
         ended = time.perf_counter()
         self.counters.deliver_seconds += ended - ran
         self._time_switch(sum(piece.count for piece in pieces), ended - began, ended)
@@ -477,3 +471,6 @@ class AttentionEngine(CohortEngine):
             items.append(item)
         if items:
             self.tell({"t": "tokens", "items": items})
+
+
+__all__ = ["AttentionEngine", "EngineOptions"]

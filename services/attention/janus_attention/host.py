@@ -10,6 +10,7 @@ from janus_models.fingerprint import fingerprint
 from janus_models.generation import end_ids
 from janus_runtime.records import Role
 from janus_runtime.server import GrpcServer
+from janus_runtime.shared_folder import shared_folder, tidy
 from janus_wire.v1 import attention_pb2_grpc
 from janus_worker.host import WorkerHost
 from janus_worker.link import Message
@@ -28,6 +29,16 @@ _REPORTED = (
     "kv_tokens_capacity", "sequences_capacity", "resumed_requests", "finished_requests", "finished_tokens",
     "layout_switches", "layout_switch_seconds",
 )  # fmt: skip
+
+
+_TIDY_S = 15.0
+
+
+async def _keep_tidy() -> None:
+    """What engines that died have left for others goes after a while."""
+    while True:
+        await asyncio.to_thread(tidy)
+        await asyncio.sleep(_TIDY_S)
 
 
 class AttentionHost(WorkerHost[AttentionSettings]):
@@ -70,7 +81,18 @@ class AttentionHost(WorkerHost[AttentionSettings]):
             "wire_dtype": settings.wire_dtype,
             "emulated_token_us": settings.emulated_token_us,
             "cuda_graphs": settings.cuda_graphs,
+            "kv_shelf_mb": settings.kv_shelf_mb,
+            "kv_shelf_folder": str(shared_folder(settings.redis_url, settings.namespace)),
+            "kv_shelf_node": settings.node,
         }
+
+    async def _run(self) -> None:
+        tidying = asyncio.ensure_future(_keep_tidy())
+        try:
+            await super()._run()
+        finally:
+            tidying.cancel()
+            await asyncio.gather(tidying, return_exceptions=True)
 
     def add_services(self, server: GrpcServer) -> None:
         server.add(

@@ -85,6 +85,10 @@ class Sequence:
     trace: Trace | None = None
     want_logits: bool = False
     computed: int = 0
+    kept: int = 0
+    """Of them, those that others of this host find when this worker is lost, or that cannot be kept (shelf.py)."""
+    sought: bool = False
+    """What other workers of this host have of it has been looked for."""
     blocks: list[int] = field(default_factory=list)
     history: TokenHistory = field(default_factory=TokenHistory)
     """Only kept up to date while penalties need it."""

@@ -24,8 +24,16 @@ _COUNTERS = (
     "exchange_bytes_sent", "exchange_bytes_received", "rejected_messages", "digest_mismatches",
     "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent",
     "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "requests_started", "kv_moved_tokens",
+    "kv_kept_tokens", "kv_recovered_tokens",
 )  # fmt: skip
-_SECONDS = ("attention_seconds", "exchange_seconds", "moe_seconds", "step_seconds", "queue_seconds")
+_SECONDS = (
+    "attention_seconds",
+    "exchange_seconds",
+    "moe_seconds",
+    "step_seconds",
+    "queue_seconds",
+    "kv_shelf_seconds",
+)
 
 
 class AttentionServicer(attention_pb2_grpc.AttentionServiceServicer):

@@ -30,6 +30,10 @@ log = logging.getLogger("janus.gateway")
 Response = attention_pb2.AttentionServiceGenerateResponse
 FLUSH_S = 0.05
 """Tokens are brought to Redis together, this long after the first of them."""
+_AGAIN_S = (0.25, 2.0)
+"""What Redis did not take, or has lost, is brought again after this long, doubling from the first to the second."""
+_ATTEMPTS = 30
+"""In a row."""
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _CHOICE = struct.Struct("<H")
 _KEPT = (
@@ -44,6 +48,7 @@ class Journal:
         self._store = coordination.journal(
             ttl_s=settings.journal_ttl_s, entries=settings.journal_entries, items=settings.journal_items
         )
+        self._items = settings.journal_items
         self._writes: set[asyncio.Task[None]] = set()
 
     async def open(self, key: str, caller: str, request: bytes, *, field: str) -> Entry:
@@ -59,11 +64,9 @@ class Journal:
             f"{caller}\0{key}".encode(), digest_size=16, person=b"janus.journal"
         ).hexdigest()
         digest = hashlib.sha256(request).hexdigest()
-        entry = Entry(self, name, int(time.time()))
+        entry = Entry(self, name, int(time.time()), digest)
         try:
-            head, items = await self._store.open(
-                name, json.dumps({"request": digest, "created": entry.created})
-            )
+            head, items = await self._store.open(name, entry.head)
             held = json.loads(head)
         except (JanusError, ValueError) as error:
             log.warning("no journal for this request, its answer is the same: %s", error)
@@ -79,19 +82,34 @@ class Journal:
         entry.load(int(held.get("created", entry.created)), items)
         return entry
 
-    def write(self, entry: str, items: Sequence[bytes], stopped: asyncio.Event) -> None:
-        """Bring items to Redis beside the stream; ``stopped`` is set when no more are wanted."""
-        task = asyncio.get_running_loop().create_task(self._write(entry, items, stopped))
+    def write(self, entry: Entry, items: Sequence[bytes]) -> None:
+        """Bring items to Redis beside the stream."""
+        task = asyncio.get_running_loop().create_task(self._write(entry, items))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
-    async def _write(self, entry: str, items: Sequence[bytes], stopped: asyncio.Event) -> None:
+    async def _write(self, entry: Entry, items: Sequence[bytes]) -> None:
+        # A gap would make what follows useless: who is behind brings everything, and copies are no harm.
+        whole = len(entry.given) if entry.behind else 0
         try:
-            if not await self._store.append(entry, items):
-                stopped.set()
+            if whole and not await self._reopen(entry):
+                entry.stop()
+                return
+            done = await self._store.append(entry.name, entry.given[:whole] if whole else items)
         except JanusError as error:
-            stopped.set()  # a gap would make what follows useless
             log.debug("journal: %s", error)
+            done = False
+        entry.written(done, whole)
+
+    async def _reopen(self, entry: Entry) -> bool:
+        """Redis was away, and may have come back empty. False: it has as much of the entry as it may have, or the key
+        stands for another request by now."""
+        head, items = await self._store.open(entry.name, entry.head)
+        try:
+            ours = json.loads(head).get("request") == entry.digest
+        except (ValueError, AttributeError):
+            ours = False
+        return ours and len(items) < self._items
 
     async def close(self) -> None:
         """Wait for what is being written."""
@@ -103,13 +121,23 @@ class Journal:
 class Entry:
     """One request's place in the journal."""
 
-    def __init__(self, journal: Journal, name: str, created: int) -> None:
+    def __init__(self, journal: Journal, name: str, created: int, digest: str = "") -> None:
         self._journal = journal
-        self._name = name
+        self.name = name
+        self.digest = digest
+        """Of the request."""
+        self.given: list[bytes] = []
+        """All items that Redis should have."""
+        self.behind = False
+        """Redis did not take some of them, or has lost them."""
+        self._bringing = False
+        """All of them are on their way."""
+        self._failed = 0
+        """Attempts in a row."""
         self._made: dict[int, list[Response]] = {}
         self._pending: dict[int, list[Response]] = {}
         self._known: dict[int, int] = {}
-        self._stopped = asyncio.Event()
+        self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self.created = created
         """Seconds since the Unix epoch, when the key was first seen."""
@@ -117,22 +145,28 @@ class Entry:
     def load(self, created: int, items: Sequence[bytes]) -> None:
         """What Redis has of it."""
         self.created = created
+        self.given += items
         for item in items:
             try:
                 (choice,) = _CHOICE.unpack_from(item)
                 self._made.setdefault(choice, []).append(Response.FromString(item[_CHOICE.size :]))
             except (struct.error, DecodeError) as error:
-                log.error("journal entry %s holds what Janus did not write: %s", self._name, error)
+                log.error("journal entry %s holds what Janus did not write: %s", self.name, error)
                 return
+
+    @property
+    def head(self) -> str:
+        """What Redis keeps of the request."""
+        return json.dumps({"request": self.digest, "created": self.created})
 
     @property
     def id(self) -> str:
         """For the answer's id."""
-        return self._name[:24]
+        return self.name[:24]
 
     def seed(self, place: int) -> int:
         """For the prompt at this place, where the request names no seed."""
-        text = f"{self._name}/{place}".encode()
+        text = f"{self.name}/{place}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     def made(self, choice: int) -> list[Response]:
@@ -151,7 +185,7 @@ class Entry:
 
     def record(self, choice: int, response: Response) -> None:
         """Keep what a worker has sent."""
-        if self._stopped.is_set() or response.finish_reason not in _KEPT:
+        if self._stopped or response.finish_reason not in _KEPT:
             return
         pending = self._pending.setdefault(choice, [])
         if not response.token_ids:  # an end of its own means something else than one with the last token
@@ -168,8 +202,11 @@ class Entry:
             kept.logprobs.extend(response.logprobs)
             pending.append(kept)
         self._known[choice] = max(self._known.get(choice, 0), response.first_index + len(response.token_ids))
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+        if self._timer is None and not self.behind:
+            self._later(FLUSH_S)  # who is behind has a timer, or writes
+
+    def _later(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.flush)
 
     def flush(self) -> None:
         """Bring what is kept to Redis."""
@@ -177,13 +214,45 @@ class Entry:
             self._timer.cancel()
             self._timer = None
         pending, self._pending = self._pending, {}
-        if pending and not self._stopped.is_set():
-            items = [
-                _CHOICE.pack(choice) + response.SerializeToString()
-                for choice, responses in pending.items()
-                for response in responses
-            ]
-            self._journal.write(self._name, items, self._stopped)
+        if self._stopped:
+            return
+        items = [
+            _CHOICE.pack(choice) + response.SerializeToString()
+            for choice, responses in pending.items()
+            for response in responses
+        ]
+        self.given += items
+        if self.behind:
+            if self.given and not self._bringing:
+                self._bringing = True
+                self._journal.write(self, ())
+        elif items:
+            self._journal.write(self, items)
+
+    def written(self, done: bool, whole: int) -> None:
+        """A write is over: whether Redis has it; ``whole``: it was of so many items, all that were given by then."""
+        if whole:
+            self._bringing = False
+            if done:
+                self.behind, self._failed = False, 0
+                if self.given[whole:]:
+                    self._journal.write(self, self.given[whole:])
+        if done:
+            return
+        self.behind = True
+        if self._bringing:
+            return
+        self._failed += 1
+        if self._failed > _ATTEMPTS:
+            log.warning("no journal for request %s any more: Redis has not taken it for long", self.id)
+            self.stop()
+        elif self._timer is None:
+            self._later(min(_AGAIN_S[0] * 2 ** (self._failed - 1), _AGAIN_S[1]))
+
+    def stop(self) -> None:
+        """Nothing more is brought to Redis."""
+        self._stopped = True
+        self.given.clear()
 
 
 def received(text: str, choices: int) -> list[int]:

@@ -191,6 +191,11 @@ class MoeEngine(CohortEngine):
     def adopt(self, cohort: EngineCohort, body: dict[str, Any]) -> int | None:
         rank = next((r for r, peer in enumerate(cohort.moe) if peer.member == self.member), None)
         if rank is None:
+            # Whoever has begun another step of the epoch before would wait for this worker in vain.
+            stay = [peer.member for peer in cohort.attention if peer.member in self._ranks]
+            if stay:
+                self._send_note(Kind.WAKE, stay, 0, step=0, epoch=cohort.epoch)
+            self._ranks = {}
             self.prepare(cohort.attention)
             return None
         layers = [
@@ -457,12 +462,14 @@ class MoeEngine(CohortEngine):
         if self._rank == 0 and members:
             self._send_note(kind, members, total, self.step)
 
-    def _send_note(self, kind: Kind, members: Sequence[int], total: int, step: int) -> None:
+    def _send_note(
+        self, kind: Kind, members: Sequence[int], total: int, step: int, epoch: int | None = None
+    ) -> None:
         self.exchange.reclaim(self._note)
         header = Header(
             kind=kind,
             flags=self._decodes if total else 0,
-            epoch=self.inbox.epoch,
+            epoch=self.inbox.epoch if epoch is None else epoch,
             step=step,
             source=self.member,
             tokens=total,

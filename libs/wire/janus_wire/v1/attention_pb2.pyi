@@ -78,7 +78,7 @@ class AttentionServiceGetStatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class AttentionServiceGetStatsResponse(_message.Message):
-    __slots__ = ("worker", "epoch", "steps", "prompt_tokens", "generated_tokens", "running", "waiting", "kv_tokens_used", "kv_tokens_capacity", "exchange_bytes_sent", "exchange_bytes_received", "attention_seconds", "exchange_seconds", "step_seconds", "rejected_messages", "digest_mismatches", "transport", "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "queue_seconds", "requests_started", "exchange_latency", "moe_seconds", "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent", "kv_moved_tokens")
+    __slots__ = ("worker", "epoch", "steps", "prompt_tokens", "generated_tokens", "running", "waiting", "kv_tokens_used", "kv_tokens_capacity", "exchange_bytes_sent", "exchange_bytes_received", "attention_seconds", "exchange_seconds", "step_seconds", "rejected_messages", "digest_mismatches", "transport", "prefix_hit_tokens", "prefix_lookup_tokens", "preemptions", "queue_seconds", "requests_started", "exchange_latency", "moe_seconds", "exchange_messages_sent", "internode_messages_sent", "internode_bytes_sent", "kv_moved_tokens", "kv_kept_tokens", "kv_recovered_tokens", "kv_shelf_seconds")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,9 @@ class AttentionServiceGetStatsResponse(_message.Message):
     INTERNODE_MESSAGES_SENT_FIELD_NUMBER: _ClassVar[int]
     INTERNODE_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     KV_MOVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_RECOVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_SHELF_SECONDS_FIELD_NUMBER: _ClassVar[int]
     worker: _common_pb2.Worker
     epoch: int
     steps: int
@@ -135,4 +138,7 @@ class AttentionServiceGetStatsResponse(_message.Message):
     internode_messages_sent: int
     internode_bytes_sent: int
     kv_moved_tokens: int
-    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_capacity: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., attention_seconds: _Optional[float] = ..., exchange_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., rejected_messages: _Optional[int] = ..., digest_mismatches: _Optional[int] = ..., transport: _Optional[str] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_lookup_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., requests_started: _Optional[int] = ..., exchange_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ..., moe_seconds: _Optional[float] = ..., exchange_messages_sent: _Optional[int] = ..., internode_messages_sent: _Optional[int] = ..., internode_bytes_sent: _Optional[int] = ..., kv_moved_tokens: _Optional[int] = ...) -> None: ...
+    kv_kept_tokens: int
+    kv_recovered_tokens: int
+    kv_shelf_seconds: float
+    def __init__(self, worker: _Optional[_Union[_common_pb2.Worker, _Mapping]] = ..., epoch: _Optional[int] = ..., steps: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_tokens_used: _Optional[int] = ..., kv_tokens_capacity: _Optional[int] = ..., exchange_bytes_sent: _Optional[int] = ..., exchange_bytes_received: _Optional[int] = ..., attention_seconds: _Optional[float] = ..., exchange_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., rejected_messages: _Optional[int] = ..., digest_mismatches: _Optional[int] = ..., transport: _Optional[str] = ..., prefix_hit_tokens: _Optional[int] = ..., prefix_lookup_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., requests_started: _Optional[int] = ..., exchange_latency: _Optional[_Union[_common_pb2.Histogram, _Mapping]] = ..., moe_seconds: _Optional[float] = ..., exchange_messages_sent: _Optional[int] = ..., internode_messages_sent: _Optional[int] = ..., internode_bytes_sent: _Optional[int] = ..., kv_moved_tokens: _Optional[int] = ..., kv_kept_tokens: _Optional[int] = ..., kv_recovered_tokens: _Optional[int] = ..., kv_shelf_seconds: _Optional[float] = ...) -> None: ...
