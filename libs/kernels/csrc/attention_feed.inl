@@ -68,23 +68,22 @@ class Feed {
     int64_t done_ = 0, turn_ = 0;
 };
 
-// step() `count` times, and for every line's worth of them one line is fetched, of the streams in turn, as long as
-// `lines` of each are left.
-template <int U, class Step>
-JANUS_INLINE void fetching(int64_t count, int64_t &lines, const char *(&at)[kStreams], const Step &step) {
-    constexpr int kRound = kStreams * U;
-    const int64_t rounds = count / kRound < lines ? count / kRound : lines;
-    const char *a = at[0], *b = at[1], *c = at[2], *d = at[3];
-    lines -= rounds;
-    for (int64_t i = 0; i < rounds; ++i) {
-        prefetch(a), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        prefetch(b), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        prefetch(c), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        prefetch(d), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        a += kLine, b += kLine, c += kLine, d += kLine;
-    }
-    at[0] = a, at[1] = b, at[2] = c, at[3] = d;
-    for (int64_t i = rounds * kRound; i < count; ++i) step();
+// step() `count` times, each of which reads S sixteens of W; for as many lines as that is, as many are fetched, of the
+// streams in turn, if there is a feed.
+template <class W, int S, class Step>
+JANUS_INLINE void fed(int64_t count, Feed *feed, const Step &step) {
+    constexpr int kSteps = kStreams * kLine / (S * kLanes * static_cast<int>(sizeof(typename W::T)));  // a line of each
+    const char *at[kStreams] = {};
+    const int64_t rounds = feed ? feed->grant(count / kSteps, at) : 0;
+    for (int64_t i = 0; i < rounds; ++i)
+        unroll<kSteps>([&](auto n) JANUS_LAMBDA {
+            unroll<kStreams>([&](auto s) JANUS_LAMBDA {
+                if constexpr (s * kSteps / kStreams == n) prefetch(at[s]), at[s] += kLine;
+            });
+            step();
+        });
+    for (int64_t i = rounds * kSteps; i < count; ++i) step();
+    if (feed) feed->spent(rounds);
 }
 
 // Groups of four pages, a page or a part of one each, that `count` positions of a chunk lie in.
