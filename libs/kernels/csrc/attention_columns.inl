@@ -182,12 +182,10 @@ void attend_columns(const AttentionCall &call, const AttentionPiece &piece, cons
     spans.resize(pairs);
     const T *keys_at = static_cast<const T *>(call.keys) + piece.kv_begin * call.key_head;
     const T *values_at = static_cast<const T *>(call.values) + piece.kv_begin * call.value_head;
-    int64_t group_at = 0, planned = 0;  // what of the plan has been read: groups, and lines of a stream
 
     for (int64_t base = begin; base < longest; base += kChunk) {
         const int64_t count = longest - base < kChunk ? longest - base : kChunk;
         const int32_t *blocks = table + base / size;
-        const int64_t groups = groups_of(count, size);
         // Several sixteens at once as long as there are as many.
         const auto scores_of = [&](auto sixteens, int64_t j) {
             constexpr int P = decltype(sixteens)::value;
@@ -208,15 +206,9 @@ void attend_columns(const AttentionCall &call, const AttentionPiece &piece, cons
         int64_t scored = 0;
         for (; scored + kTile * kLanes <= count; scored += kTile * kLanes) scores_of(Size<kTile>{}, scored);
         for (; scored < count; scored += kLanes) scores_of(Size<1>{}, scored);
-        for (int64_t i = 0; i < groups; ++i) planned += feed.lines(group_at++);
-        // Beside the softmax what is not fetched beside the products, as far as the end of the next chunk's keys: a
-        // group is read when all of it is there.
-        int64_t goal = planned + feed.lines(group_at + groups);
-        for (int64_t i = 0; i < 2 * groups; ++i) goal += feed.lines(group_at + i) / kEvery;
         for (int64_t p = 0; p < pairs; ++p) {
             spans[p] = sees(p, base);
             if (spans[p].begin < spans[p].end) soften(scores + p * kChunk, spans[p], top[p], norm[p]);
-            feed.reach(feed.done() + (goal - feed.done()) / (pairs - p));
         }
         std::fill(sums, sums + pairs * vd, 0.0f);
         for (int64_t j = 0; j < count; j += kStreams * size) {
@@ -231,7 +223,6 @@ void attend_columns(const AttentionCall &call, const AttentionPiece &piece, cons
                                                          sums + p * vd);
                 });
         }
-        for (int64_t i = 0; i < groups; ++i) planned += feed.lines(group_at++);
         for (int64_t p = 0; p < pairs; ++p) {
             if (spans[p].begin >= spans[p].end) continue;
             float *sum = sums + p * vd;

@@ -198,6 +198,8 @@ void gemm_i4(const X &x, int64_t tokens, int64_t k, const Weights &w, int64_t n0
     }
 }
 
+constexpr int64_t kPairsAhead = 1024;  // bytes: pairs of a row are too few for the processor to see a stream
+
 template <class X, class Out>
 void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
               const Out &out) {
@@ -229,8 +231,13 @@ void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int6
             const int64_t numbers = 2 * (k >> shift);
             const auto *pairs = static_cast<const uint16_t *>(w.scale);
             const auto row = [=](int64_t n, float *room) {
-                widen_row<F16>(pairs + n * numbers, numbers, room);
-                return Nibbles::Row{data + n * k / 2, room, shift};
+                const uint16_t *mine = pairs + n * numbers;
+                for (int64_t i = 0; i < numbers; i += kLine / 2) prefetch(mine + kPairsAhead / 2 + i);
+                widen_row<F16>(mine, numbers, room);
+                // Larger groups as several of 32, the last ones first, as they are in each other's places.
+                for (int64_t i = k / 32; shift > 5 && i-- > 0;)
+                    std::copy_n(room + 2 * (i >> (shift - 5)), 2, room + 2 * i);
+                return Nibbles::Row{data + n * k / 2, room};
             };
             return panels<Nibbles>(x, tokens, k, row, n0, n1, out);
         }

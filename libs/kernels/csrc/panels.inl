@@ -17,7 +17,7 @@ struct Plain {
     static constexpr int kSteps = 1;  // sixteens that are read together
     static constexpr int64_t kBits = 8 * sizeof(typename W::T);
     static constexpr bool kPaired = false;
-    static constexpr int64_t kFew = std::is_same_v<W, F32> ? 32 : 8;
+    static constexpr int64_t kFew = !std::is_same_v<W, F32> ? 8 : kParts == 1 ? INT64_MAX : 32;
     struct Sixteens {
         Row row;
     };
@@ -25,6 +25,11 @@ struct Plain {
     template <int P>
     static Part load(const Sixteens &s) { return W::load(s.row + P * kWidth); }
     static const char *bytes_at(Row row, int64_t i) { return reinterpret_cast<const char *>(row + i); }
+    // Bytes: how far before they are used rows are asked for by a single pass of so many tokens, 0 for not at all. The
+    // processor's own fetching alone does not keep memory busy beside arithmetic.
+    static constexpr int64_t ahead(int tokens) {
+        return kParts > 1 || kBits < 16 ? 0 : kBits == 16 && tokens < 3 ? 1024 : kBits == 16 ? 4096 : 3072;
+    }
 };
 
 #if !defined(__AVX512F__)
@@ -41,19 +46,19 @@ struct PairedBF16 : Plain<BF16> {
 struct Nibbles {
     struct Row {
         const uint8_t *data;
-        const float *pairs;  // scale and shift of each group
-        int shift;           // of an element's number to that of its pair
+        const float *pairs;  // scale and shift of each 32 elements
     };
     static constexpr int kSteps = 2;
     static constexpr int64_t kBits = 4;
     static constexpr bool kPaired = false;
     static constexpr int64_t kFew = 3;
     static NibbleParts at(const Row &row, int64_t i) {
-        return nibbles(row.data + i / 2, row.pairs + 2 * (i >> row.shift));
+        return nibbles(row.data + static_cast<uint64_t>(i) / 2, row.pairs + static_cast<uint64_t>(i) / kLanes);
     }
     template <int P>
     static Part load(const NibbleParts &s) { return load_nibbles<P>(s); }
     static const char *bytes_at(const Row &row, int64_t i) { return reinterpret_cast<const char *>(row.data + i / 2); }
+    static constexpr int64_t ahead(int) { return 0; }
 };
 
 // Sixteen elements of a token in the Parts that W's come in.
@@ -100,36 +105,49 @@ struct Ask {
 };
 
 // Continues the sums [kParts][4][C][kWidth] of four rows by C tokens over elements [i0, i1), whole sixteens. The
-// first pass over `w` is left to the processor's own fetching; `ask` is for those after it.
+// first pass over `w` asks W::ahead(); `ask` is for those after it.
 template <class W, int C>
 JANUS_NOINLINE void panel(const typename W::Row (&w)[4], const float *x, int64_t i0, int64_t i1, bool first, float *sums,
                           Ask &ask, bool again) {
     constexpr int PN = C == 1 ? kParts : 1;
-    const auto half = [&](auto part) {
-        Part acc[4][C][PN];
+    constexpr int64_t kStep = W::kSteps * kLanes, kAtOnce = kLine * 8 / W::kBits;  // elements of a step, of a line
+    const auto half = [&](auto part) JANUS_LAMBDA {
+        // Copies that nothing else can change: registers hold them.
+        const typename W::Row rows[4] = {w[0], w[1], w[2], w[3]};
+        const float *tokens = x + part * (i1 - i0) * C / kParts;
         float *at = sums + part * 4 * C * kWidth;
+        Part acc[4][C][PN];
         const auto each = [&](auto f) {
             unroll<PN>([&](auto p) { unroll<4>([&](auto r) { unroll<C>([&](auto c) { f(r, c, p); }); }); });
         };
         if (first) each([&](auto r, auto c, auto p) { acc[r][c][p] = zero(); });
         else each([&](auto r, auto c, auto p) { acc[r][c][p] = load(at + ((p * 4 + r) * C + c) * kWidth); });
-        int64_t left = again || part ? 4 * ask.lines : 0;
-        for (int64_t i = i0; i < i1; i += W::kSteps * kLanes, x += W::kSteps * PN * C * kWidth) {
-            unroll<4>([&](auto r) {
-                const auto sixteens = W::at(w[r], i);
-                unroll<W::kSteps>([&](auto h) {
-                    unroll<PN>([&](auto p) {
+        const auto step = [&](int64_t i) JANUS_LAMBDA {
+            unroll<4>([&](auto r) JANUS_LAMBDA {
+                const auto sixteens = W::at(rows[r], i);
+                unroll<W::kSteps>([&](auto h) JANUS_LAMBDA {
+                    unroll<PN>([&](auto p) JANUS_LAMBDA {
                         const Part wv = W::template load<h * kParts + part + p>(sixteens);
-                        unroll<C>([&](auto c) { acc[r][c][p] = fma(wv, load(x + ((h * PN + p) * C + c) * kWidth), acc[r][c][p]); });
+                        unroll<C>([&](auto c) JANUS_LAMBDA {
+                            acc[r][c][p] = fma(wv, load(tokens + ((h * PN + p) * C + c) * kWidth), acc[r][c][p]);
+                        });
                     });
                 });
             });
-            if (left > 0) {
-                --left;
-                prefetch_near(ask.at[left & 3]);
-                ask.at[left & 3] += kLine;
+            tokens += W::kSteps * PN * C * kWidth;
+        };
+        int64_t i = i0;
+        if (C > 1 && (again || part))
+            for (const int64_t end = std::min(i1 - kAtOnce, i0 + (ask.lines - 1) * kAtOnce); i <= end;) {
+                unroll<4>([&](auto r) { prefetch_near(ask.at[r]), ask.at[r] += kLine; });
+                for (const int64_t line = i + kAtOnce; i < line; i += kStep) step(i);
             }
-        }
+        else if (constexpr int64_t ahead = C > 1 ? W::ahead(C) : 0; ahead > 0)
+            for (const int64_t end = i1 - kAtOnce; i <= end;) {
+                unroll<4>([&](auto r) { prefetch(W::bytes_at(rows[r], i) + ahead); });
+                for (const int64_t line = i + kAtOnce; i < line; i += kStep) step(i);
+            }
+        for (; i < i1; i += kStep) step(i);
         each([&](auto r, auto c, auto p) { store(at + ((p * 4 + r) * C + c) * kWidth, acc[r][c][p]); });
     };
     half(Size<0>{});
