@@ -4,64 +4,61 @@
 //
 // Chunks, spans and merging are attention.inl's, and so is what follows: a query's bits do not depend on company.
 
-// Scores of C (query, head) pairs with `count` positions of one page, sixteen at a time. query: [head_dim][C].
-template <class W, int C>
-JANUS_NOINLINE void score_columns(const float *query, const typename W::T *keys, int64_t size, int64_t width, int64_t count,
+// Scores of C (query, head) pairs with P times sixteen positions, each sixteen a column of its own: their first elements
+// are keys[..], the next ones `size` further. query: [width][C]; scores[c]: those of pair c, sixteen after sixteen.
+template <class W, int C, int P>
+JANUS_NOINLINE void score_columns(const float *query, const typename W::T *const (&keys)[P], int64_t size, int64_t width,
                                   Feed *feed, float *const (&scores)[C]) {
-    constexpr int U = kLine / (kLanes * sizeof(typename W::T));
-    for (int64_t j = 0; j < count; j += kLanes) {
-        Eight acc[C][2];
-        unroll<C>([&](auto c) { acc[c][0] = acc[c][1] = eight_zero(); });
-        const typename W::T *column = keys + j;
-        const float *q = query;
-        const char *at[kStreams] = {};
-        const int64_t granted = feed ? feed->grant(width / (kStreams * U), at) : 0;
-        int64_t lines = granted;
-        fetching<U>(width, lines, at, [&]() JANUS_LAMBDA {
-            Eight low, high;
-            W::load_pair(column, low, high);
-            unroll<C>([&](auto c) {
-                const Eight all = eight_all(q[c]);
-                acc[c][0] = fma(all, low, acc[c][0]);
-                acc[c][1] = fma(all, high, acc[c][1]);
-            });
-            column += size, q += C;
-        });
-        if (feed) feed->spent(granted - lines);
+    Part acc[C][P][kParts];
+    const auto each = [](auto f) {
+        unroll<C>([&](auto c) { unroll<P>([&](auto u) { unroll<kParts>([&](auto p) { f(c, u, p); }); }); });
+    };
+    each([&](auto c, auto u, auto p) { acc[c][u][p] = zero(); });
+    const float *q = query;
+    int64_t at = 0;
+    fed<W, P>(width, feed, [&]() JANUS_LAMBDA {
+        Part key[P][kParts];
+        unroll<P>([&](auto u) { W::sixteen(keys[u] + at, key[u]); });
         unroll<C>([&](auto c) {
-            W::order(acc[c][0], acc[c][1]);
-            store(scores[c] + j, acc[c][0]);
-            store(scores[c] + j + 8, acc[c][1]);
+            const Part all = broadcast(q[c]);
+            unroll<P>([&](auto u) { unroll<kParts>([&](auto p) { acc[c][u][p] = fma(all, key[u][p], acc[c][u][p]); }); });
         });
-    }
+        at += size, q += C;
+    });
+    unroll<C>([&](auto c) { unroll<P>([&](auto u) { W::order(acc[c][u]); }); });
+    each([&](auto c, auto u, auto p) { store(scores[c] + u * kLanes + p * kWidth, acc[c][u][p]); });
 }
 
 // sums[c][..] += weight[c][j] * row j for j of [0, count), in order, a row from element `shift` of rows[j] on; whole
-// sixteens of a row in the order of load_pair.
+// sixteens of a row in the order of W::sixteen.
 template <class W, int C>
 JANUS_NOINLINE void weigh_rows(const float *const (&weight)[C], const typename W::T *const *rows, int64_t shift,
                                int64_t count, int64_t width, Feed *feed, float *const (&sums)[C]) {
-    constexpr int U = kLine / (kLanes * sizeof(typename W::T));
     int64_t d = 0;
-    for (; d + kLanes <= width; d += kLanes) {
-        Eight acc[C][2];
-        unroll<C>([&](auto c) { acc[c][0] = load_eight(sums[c] + d), acc[c][1] = load_eight(sums[c] + d + 8); });
-        const char *at[kStreams] = {};
-        const int64_t granted = feed ? feed->grant(count / (kStreams * U), at) : 0;
-        int64_t lines = granted, j = 0;
-        fetching<U>(count, lines, at, [&]() JANUS_LAMBDA {
-            Eight low, high;
-            W::load_pair(rows[j] + shift + d, low, high);
-            unroll<C>([&](auto c) {
-                const Eight w = eight_all(weight[c][j]);
-                acc[c][0] = fma(w, low, acc[c][0]);
-                acc[c][1] = fma(w, high, acc[c][1]);
+    const auto slices = [&](auto sixteens) {
+        constexpr int S = decltype(sixteens)::value;
+        for (; d + S * kLanes <= width; d += S * kLanes) {
+            Part acc[C][S][kParts];
+            const auto each = [](auto f) {
+                unroll<C>([&](auto c) { unroll<S>([&](auto s) { unroll<kParts>([&](auto p) { f(c, s, p); }); }); });
+            };
+            const auto place = [&](int c, int s, int p) { return sums[c] + d + s * kLanes + p * kWidth; };
+            each([&](auto c, auto s, auto p) { acc[c][s][p] = load(place(c, s, p)); });
+            int64_t j = 0;
+            fed<W, S>(count, feed, [&]() JANUS_LAMBDA {
+                Part value[S][kParts];
+                unroll<S>([&](auto s) { W::sixteen(rows[j] + shift + d + s * kLanes, value[s]); });
+                unroll<C>([&](auto c) {
+                    const Part w = broadcast(weight[c][j]);
+                    unroll<S>([&](auto s) { unroll<kParts>([&](auto p) { acc[c][s][p] = fma(w, value[s][p], acc[c][s][p]); }); });
+                });
+                ++j;
             });
-            ++j;
-        });
-        if (feed) feed->spent(granted - lines);
-        unroll<C>([&](auto c) { store(sums[c] + d, acc[c][0]), store(sums[c] + d + 8, acc[c][1]); });
-    }
+            each([&](auto c, auto s, auto p) { store(place(c, s, p), acc[c][s][p]); });
+        }
+    };
+    slices(Size<kTile>{});
+    if (kTile > 1) slices(Size<1>{});
     for (; d < width; ++d)
         for (int c = 0; c < C; ++c)
             for (int64_t j = 0; j < count; ++j)
@@ -75,28 +72,28 @@ inline void soften(float *score, Span span, float &top, float &norm) {
     std::fill(score, score + span.begin, -INFINITY);
     std::fill(score + span.end, score + end, -INFINITY);
     float lanes[kLanes];
-    Eight tops[2] = {eight_all(-INFINITY), eight_all(-INFINITY)};
+    Part tops[kParts], sums[kParts];
+    unroll<kParts>([&](auto p) { tops[p] = broadcast(-INFINITY), sums[p] = zero(); });
     for (int64_t j = 0; j < end; j += kLanes)
-        unroll<2>([&](auto h) { tops[h] = larger(load_eight(score + j + 8 * h), tops[h]); });
-    store(lanes, larger(tops[0], tops[1]));
+        unroll<kParts>([&](auto p) { tops[p] = larger(load(score + j + p * kWidth), tops[p]); });
+    unroll<kParts>([&](auto p) { store(lanes + p * kWidth, tops[p]); });
     top = lanes[0];
-    for (int i = 1; i < 8; ++i) top = lanes[i] > top ? lanes[i] : top;
-    const Eight lower = eight_all(-top);
-    Eight sums[2] = {eight_zero(), eight_zero()};
+    for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
+    const Part lower = broadcast(-top);
     const auto some = [&](auto count, int64_t j) JANUS_LAMBDA {
         constexpr int N = decltype(count)::value;
-        Eight values[N];
-        unroll<N>([&](auto i) { values[i] = add(load_eight(score + j + 8 * i), lower); });
-        exp_eights<N>(values);
+        Part values[N];
+        unroll<N>([&](auto i) { values[i] = add(load(score + j + i * kWidth), lower); });
+        exp_parts<N>(values);
         unroll<N>([&](auto i) {
-            store(score + j + 8 * i, values[i]);
-            sums[i & 1] = add(sums[i & 1], values[i]);
+            store(score + j + i * kWidth, values[i]);
+            sums[i % kParts] = add(sums[i % kParts], values[i]);
         });
     };
     int64_t j = 0;
-    for (; j + 2 * kLanes <= end; j += 2 * kLanes) some(Size<4>{}, j);
-    if (j < end) some(Size<2>{}, j);
-    store(lanes, sums[0]), store(lanes + 8, sums[1]);
+    for (; j + 4 * kWidth <= end; j += 4 * kWidth) some(Size<4>{}, j);
+    for (; j < end; j += kLanes) some(Size<kParts>{}, j);
+    unroll<kParts>([&](auto p) { store(lanes + p * kWidth, sums[p]); });
     norm = sum_up(lanes, kLanes);
 }
 
@@ -185,33 +182,33 @@ void attend_columns(const AttentionCall &call, const AttentionPiece &piece, cons
     spans.resize(pairs);
     const T *keys_at = static_cast<const T *>(call.keys) + piece.kv_begin * call.key_head;
     const T *values_at = static_cast<const T *>(call.values) + piece.kv_begin * call.value_head;
-    int64_t group_at = 0, planned = 0;  // what of the plan has been read: groups, and lines of a stream
 
     for (int64_t base = begin; base < longest; base += kChunk) {
         const int64_t count = longest - base < kChunk ? longest - base : kChunk;
         const int32_t *blocks = table + base / size;
-        const int64_t groups = groups_of(count, size);
-        for (int64_t j = 0; j < count; j += size) {
-            const int64_t here = count - j < size ? count - j : size;
+        // Several sixteens at once as long as there are as many.
+        const auto scores_of = [&](auto sixteens, int64_t j) {
+            constexpr int P = decltype(sixteens)::value;
             for (int64_t g = 0; g < kv_heads; ++g) {
-                const T *keys = keys_at + blocks[j / size] * call.key_block + g * call.key_head;
+                const T *keys[P];
+                for (int u = 0; u < P; ++u) {
+                    const int64_t at = j + u * kLanes;
+                    keys[u] = keys_at + blocks[at / size] * call.key_block + g * call.key_head + at % size;
+                }
                 tiles(g * per_kv, (g + 1) * per_kv, [&](auto tile, int64_t p) {
                     constexpr int C = decltype(tile)::value;
                     float *to[C];
                     for (int c = 0; c < C; ++c) to[c] = scores + (p + c) * kChunk + j;
-                    score_columns<W, C>(queries + p * hd, keys, size, hd, here, p == g * per_kv ? &feed : nullptr, to);
+                    score_columns<W, C, P>(queries + p * hd, keys, size, hd, p == g * per_kv ? &feed : nullptr, to);
                 });
             }
-        }
-        for (int64_t i = 0; i < groups; ++i) planned += feed.lines(group_at++);
-        // Beside the softmax what is not fetched beside the products, as far as the end of the next chunk's keys: a
-        // group is read when all of it is there.
-        int64_t goal = planned + feed.lines(group_at + groups);
-        for (int64_t i = 0; i < 2 * groups; ++i) goal += feed.lines(group_at + i) / kEvery;
+        };
+        int64_t scored = 0;
+        for (; scored + kTile * kLanes <= count; scored += kTile * kLanes) scores_of(Size<kTile>{}, scored);
+        for (; scored < count; scored += kLanes) scores_of(Size<1>{}, scored);
         for (int64_t p = 0; p < pairs; ++p) {
             spans[p] = sees(p, base);
             if (spans[p].begin < spans[p].end) soften(scores + p * kChunk, spans[p], top[p], norm[p]);
-            feed.reach(feed.done() + (goal - feed.done()) / (pairs - p));
         }
         std::fill(sums, sums + pairs * vd, 0.0f);
         for (int64_t j = 0; j < count; j += kStreams * size) {
@@ -226,14 +223,14 @@ void attend_columns(const AttentionCall &call, const AttentionPiece &piece, cons
                                                          sums + p * vd);
                 });
         }
-        for (int64_t i = 0; i < groups; ++i) planned += feed.lines(group_at++);
         for (int64_t p = 0; p < pairs; ++p) {
             if (spans[p].begin >= spans[p].end) continue;
             float *sum = sums + p * vd;
             for (int64_t d = 0; d + kLanes <= vd; d += kLanes) {
-                Eight low = load_eight(sum + d), high = load_eight(sum + d + 8);
-                W::order(low, high);
-                store(sum + d, low), store(sum + d + 8, high);
+                Part parts[kParts];
+                unroll<kParts>([&](auto i) { parts[i] = load(sum + d + i * kWidth); });
+                W::order(parts);
+                unroll<kParts>([&](auto i) { store(sum + d + i * kWidth, parts[i]); });
             }
             merge(top[p], norm[p], sum, vd, tops[p], norms[p], total + p * vd);
         }

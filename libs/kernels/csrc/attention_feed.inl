@@ -4,11 +4,10 @@
 // fetching to get going. So a line of each of four pages is asked for in turn, a group of four ahead of what is read.
 
 constexpr int kStreams = 4;
-constexpr int kEvery = 8;  // of so many kernel calls one asks for nothing: its share is asked for beside the softmax
 
 class Feed {
    public:
-    void clear() { at_.clear(), lines_.clear(), group_ = left_ = done_ = 0; }
+    void clear() { at_.clear(), lines_.clear(), group_ = left_ = 0; }
 
     // A group: four places of so many lines each, read after the groups before.
     void add(const char *const (&at)[kStreams], int64_t lines) {
@@ -16,43 +15,14 @@ class Feed {
         lines_.push_back(lines);
     }
 
-    // Lines of each stream of a group; none past the last.
-    int64_t lines(int64_t group) const { return group < groups() ? lines_[group] : 0; }
-    // Of each stream asked for so far, all groups together.
-    int64_t done() const { return done_; }
-
     // Leaves out the first group.
     void skip() {
-        if (groups() > 0) done_ = lines_[0], group_ = 1;
+        if (groups() > 0) group_ = 1;
     }
 
     // For a kernel: how many lines of each stream to ask for meanwhile, `wanted` at most, and from where on. It then
     // says how many it has spent().
     int64_t grant(int64_t wanted, const char *(&at)[kStreams]) {
-        return turn_++ % kEvery == 0 ? 0 : next(wanted, at);
-    }
-    void spent(int64_t lines) {
-        done_ += lines;
-        left_ -= lines;
-        if (lines && left_ == 0) ++group_;
-    }
-
-    // Asks for lines of each stream until done() is `goal`.
-    void reach(int64_t goal) {
-        while (done_ < goal) {
-            const char *at[kStreams];
-            const int64_t count = next(goal - done_, at);
-            if (count == 0) return;
-            for (int64_t i = 0; i < count; ++i)
-                unroll<kStreams>([&](auto s) { prefetch(at[s] + i * kLine); });
-            spent(count);
-        }
-    }
-
-   private:
-    int64_t groups() const { return static_cast<int64_t>(lines_.size()); }
-
-    int64_t next(int64_t wanted, const char *(&at)[kStreams]) {
         if (left_ == 0) {
             if (group_ == groups()) return 0;
             left_ = lines_[group_];
@@ -61,35 +31,35 @@ class Feed {
         for (int s = 0; s < kStreams; ++s) at[s] = from[s] + (lines_[group_] - left_) * kLine;
         return wanted < left_ ? wanted : left_;
     }
+    void spent(int64_t lines) {
+        left_ -= lines;
+        if (lines && left_ == 0) ++group_;
+    }
+
+   private:
+    int64_t groups() const { return static_cast<int64_t>(lines_.size()); }
 
     std::vector<const char *> at_;  // [groups, kStreams]
     std::vector<int64_t> lines_;    // [groups]
     int64_t group_ = 0, left_ = 0;  // the group at hand and what is left of it
-    int64_t done_ = 0, turn_ = 0;
 };
 
-// step() `count` times, and for every line's worth of them one line is fetched, of the streams in turn, as long as
-// `lines` of each are left.
-template <int U, class Step>
-JANUS_INLINE void fetching(int64_t count, int64_t &lines, const char *(&at)[kStreams], const Step &step) {
-    constexpr int kRound = kStreams * U;
-    const int64_t rounds = count / kRound < lines ? count / kRound : lines;
-    const char *a = at[0], *b = at[1], *c = at[2], *d = at[3];
-    lines -= rounds;
-    for (int64_t i = 0; i < rounds; ++i) {
-        prefetch(a), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        prefetch(b), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        prefetch(c), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        prefetch(d), unroll<U>([&](auto) JANUS_LAMBDA { step(); });
-        a += kLine, b += kLine, c += kLine, d += kLine;
-    }
-    at[0] = a, at[1] = b, at[2] = c, at[3] = d;
-    for (int64_t i = rounds * kRound; i < count; ++i) step();
-}
-
-// Groups of four pages, a page or a part of one each, that `count` positions of a chunk lie in.
-inline int64_t groups_of(int64_t count, int64_t size) {
-    return ((count + size - 1) / size + kStreams - 1) / kStreams;
+// step() `count` times, each of which reads S sixteens of W; for as many lines as that is, as many are fetched, of the
+// streams in turn, if there is a feed.
+template <class W, int S, class Step>
+JANUS_INLINE void fed(int64_t count, Feed *feed, const Step &step) {
+    constexpr int kSteps = kStreams * kLine / (S * kLanes * static_cast<int>(sizeof(typename W::T)));  // a line of each
+    const char *at[kStreams] = {};
+    const int64_t rounds = feed ? feed->grant(count / kSteps, at) : 0;
+    for (int64_t i = 0; i < rounds; ++i)
+        unroll<kSteps>([&](auto n) JANUS_LAMBDA {
+            unroll<kStreams>([&](auto s) JANUS_LAMBDA {
+                if constexpr (s * kSteps / kStreams == n) prefetch(at[s]), at[s] += kLine;
+            });
+            step();
+        });
+    for (int64_t i = rounds * kSteps; i < count; ++i) step();
+    if (feed) feed->spent(rounds);
 }
 
 // What a piece reads over positions [begin, end), in order: a chunk's keys, its values, the next chunk's keys. The first

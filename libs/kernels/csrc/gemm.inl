@@ -138,25 +138,9 @@ void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0
     using T = typename W::T;
     const T *w = static_cast<const T *>(weights);
     const auto next = [&](int64_t n) -> const void * { return n < n1 ? w + n * k : after; };
-    int64_t n = n0;
-    if (kWideRows && tokens == 1) {
-        // One token: more rows at once keep more loads under way.
-        for (; n + 8 <= n1; n += 8) {
-            const T *rows[8];
-            for (int r = 0; r < 8; ++r) rows[r] = w + (n + r) * k;
-            const float *xs[1] = {x(0)};
-            float sums[8 * kLanes], values[8];
-            const void *then = next(n + 8);
-            advance<W, 8, 1>(rows, xs, 0, k, k, then ? share(then, 8 * k * sizeof(T), 0, k) : Ahead{}, sums);
-            Half eight[8];
-            for (int r = 0; r < 8; ++r) eight[r] = folded<8, 1>(sums, r, 0);
-            finish(eight, values);
-            out(0, n, values, 8);
-        }
-    }
     // Widening a row costs as much as a few products with it: do it once where many tokens use it.
     const bool widen = sizeof(T) < 4 && tokens > 2 * kTokens;
-    for (; n < n1; n += 4) {
+    for (int64_t n = n0; n < n1; n += 4) {
         const int64_t count = n1 - n < 4 ? n1 - n : 4, bytes = 4 * k * static_cast<int64_t>(sizeof(T));
         const T *rows[4];
         for (int r = 0; r < 4; ++r) rows[r] = w + (n + (r < count ? r : 0)) * k;
@@ -186,7 +170,11 @@ void gemm(const X &x, int64_t tokens, int64_t k, const void *weights, int64_t n0
 inline void widen_i4(const uint8_t *from, const Pair *pairs, int64_t group, int64_t count, float *to) {
     for (int64_t i = 0; i < count; i += 32, from += 16, to += 32) {
         const Pair pair = pairs[i / group];
-        unpack_i4(from, f16_to_float(pair.scale), f16_to_float(pair.shift), to);
+        const float scale = f16_to_float(pair.scale), shift = f16_to_float(pair.shift);
+        for (int j = 0; j < 16; ++j) {
+            to[j] = fma_one(scale, static_cast<float>(from[j] & 15), shift);
+            to[16 + j] = fma_one(scale, static_cast<float>(from[j] >> 4), shift);
+        }
     }
 }
 
@@ -210,6 +198,8 @@ void gemm_i4(const X &x, int64_t tokens, int64_t k, const Weights &w, int64_t n0
     }
 }
 
+constexpr int64_t kPairsAhead = 1024;  // bytes: pairs of a row are too few for the processor to see a stream
+
 template <class X, class Out>
 void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int64_t n1, const void *after,
               const Out &out) {
@@ -224,18 +214,31 @@ void gemm_any(const X &x, int64_t tokens, int64_t k, Weights w, int64_t n0, int6
     const auto plain = [&](auto type, const auto &out) {
         using W = decltype(type);
         const auto data = static_cast<typename W::Row>(w.data);
-        panels<W>(x, tokens, k, [=](int64_t n) { return data + n * k; }, n0, n1, out);
+        panels<W>(x, tokens, k, [=](int64_t n, float *) { return data + n * k; }, n0, n1, out);
     };
     switch (w.dtype) {
         case DType::f32: return plain(Plain<F32>{}, out);
+#if defined(__AVX512F__)
+        case DType::bf16: return plain(Plain<BF16>{}, out);
+#else
         case DType::bf16: return tokens > PairedBF16::kFew ? plain(Plain<BF16>{}, out) : plain(PairedBF16{}, out);
+#endif
         case DType::f16: return plain(Plain<F16>{}, out);
         case DType::i8: return plain(Plain<I8>{}, scaled);
         case DType::i4: {
             const auto *data = static_cast<const uint8_t *>(w.data);
             const int shift = __builtin_ctzll(w.group);
-            const auto *pairs = static_cast<const Pair *>(w.scale);
-            const auto row = [=](int64_t n) { return Nibbles::Row{data + n * k / 2, pairs + n * (k >> shift), shift}; };
+            const int64_t numbers = 2 * (k >> shift);
+            const auto *pairs = static_cast<const uint16_t *>(w.scale);
+            const auto row = [=](int64_t n, float *room) {
+                const uint16_t *mine = pairs + n * numbers;
+                for (int64_t i = 0; i < numbers; i += kLine / 2) prefetch(mine + kPairsAhead / 2 + i);
+                widen_row<F16>(mine, numbers, room);
+                // Larger groups as several of 32, the last ones first, as they are in each other's places.
+                for (int64_t i = k / 32; shift > 5 && i-- > 0;)
+                    std::copy_n(room + 2 * (i >> (shift - 5)), 2, room + 2 * i);
+                return Nibbles::Row{data + n * k / 2, room};
+            };
             return panels<Nibbles>(x, tokens, k, row, n0, n1, out);
         }
     }

@@ -1,5 +1,5 @@
-// Body of the kernels of one instruction set; included with JANUS_TABLE, JANUS_NAME, JANUS_TOKENS and
-// JANUS_WIDE defined.
+// Body of the kernels of one instruction set; included with JANUS_TABLE, JANUS_NAME, JANUS_TOKENS and, where there are
+// vectors, JANUS_PANELS defined.
 
 #include <algorithm>
 #include <limits>
@@ -15,8 +15,8 @@ namespace janus {
 namespace {
 
 constexpr int kTokens = JANUS_TOKENS;     // tokens of a register tile of four weight rows
-constexpr bool kWideRows = JANUS_WIDE;    // whether eight rows by one token fit the registers
 constexpr int kSums = 4 * kTokens;        // Parts that fit the registers beside what is being loaded
+constexpr int kTile = kTokens > 4 ? 4 : 1;  // sixteens by kPairs whose sums fit the registers
 constexpr int64_t kPass = 512 * (3 - kParts);  // elements of a row taken at once
 constexpr int64_t kBlockRows = 256;       // weight rows whose results are written together, at most
 constexpr int64_t kLine = 64;             // bytes of a cache line
@@ -45,7 +45,7 @@ JANUS_INLINE void unroll(const F &f) {
 
 // A thread's own buffers, from a cache line's begin on; one of a slot is lost when the slot is asked for more.
 inline float *scratch(int slot, int64_t floats) {
-    thread_local std::vector<float> buffers[6];
+    thread_local std::vector<float> buffers[7];
     auto &buffer = buffers[slot];
     if (static_cast<int64_t>(buffer.size()) < floats + kLineFloats) buffer.resize(floats + kLineFloats);
     const uintptr_t begin = reinterpret_cast<uintptr_t>(buffer.data());

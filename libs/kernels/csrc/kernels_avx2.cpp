@@ -1,6 +1,5 @@
 #define JANUS_TABLE kAvx2
 #define JANUS_NAME "avx2"
 #define JANUS_TOKENS 3
-#define JANUS_WIDE false
 #define JANUS_PANELS 1
 #include "kernels.inl"

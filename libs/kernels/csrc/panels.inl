@@ -1,5 +1,5 @@
-// Products of weight rows and token rows where a register holds half of the sixteen sums (AVX2). Included by
-// kernels.inl.
+// Products of weight rows and token rows where registers hold all of the sixteen sums or half of them (AVX-512, AVX2).
+// Included by kernels.inl.
 //
 // Four rows a quarter of a block apart are read side by side, so that each is followed by the next of its stream: the
 // processor fetches four long streams by itself, faster than any instruction asks it to. Token rows are packed in
@@ -17,7 +17,7 @@ struct Plain {
     static constexpr int kSteps = 1;  // sixteens that are read together
     static constexpr int64_t kBits = 8 * sizeof(typename W::T);
     static constexpr bool kPaired = false;
-    static constexpr int64_t kFew = std::is_same_v<W, F32> ? 32 : 8;
+    static constexpr int64_t kFew = !std::is_same_v<W, F32> ? 8 : kParts == 1 ? INT64_MAX : 32;
     struct Sixteens {
         Row row;
     };
@@ -25,51 +25,52 @@ struct Plain {
     template <int P>
     static Part load(const Sixteens &s) { return W::load(s.row + P * kWidth); }
     static const char *bytes_at(Row row, int64_t i) { return reinterpret_cast<const char *>(row + i); }
+    // Bytes: how far before they are used rows are asked for by a single pass of so many tokens, 0 for not at all. The
+    // processor's own fetching alone does not keep memory busy beside arithmetic.
+    static constexpr int64_t ahead(int tokens) {
+        return kParts > 1 || kBits < 16 ? 0 : kBits == 16 && tokens < 3 ? 1024 : kBits == 16 ? 4096 : 3072;
+    }
 };
 
+#if !defined(__AVX512F__)
 // bf16 in one operation for eight elements, where in order it takes two.
 struct PairedBF16 : Plain<BF16> {
     static constexpr bool kPaired = true;
     static constexpr int64_t kFew = 32;
-    static __m256i at(Row row, int64_t i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row + i)); }
+    static __m256i at(Row row, int64_t i) { return load_256(row + i); }
     template <int P>
-    static Part load(__m256i both) {
-        return _mm256_castsi256_ps(P ? _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u)))
-                                     : _mm256_slli_epi32(both, 16));
-    }
+    static Part load(__m256i both) { return P ? odd_bf16(both) : even_bf16(both); }
 };
+#endif
 
 struct Nibbles {
     struct Row {
         const uint8_t *data;
-        const Pair *pairs;
-        int shift;  // of an element's number to that of its pair
+        const float *pairs;  // scale and shift of each 32 elements
     };
     static constexpr int kSteps = 2;
     static constexpr int64_t kBits = 4;
     static constexpr bool kPaired = false;
     static constexpr int64_t kFew = 3;
-    struct Sixteens {
-        const uint8_t *data;
-        Part scale, shift;
-    };
-    static Sixteens at(const Row &row, int64_t i) {
-        const Pair &pair = row.pairs[i >> row.shift];
-        return {row.data + i / 2, all_f16(pair.scale), all_f16(pair.shift)};
+    static NibbleParts at(const Row &row, int64_t i) {
+        return nibbles(row.data + static_cast<uint64_t>(i) / 2, row.pairs + static_cast<uint64_t>(i) / kLanes);
     }
     template <int P>
-    static Part load(const Sixteens &s) { return load_i4<P / kParts>(s.data + P % kParts * kWidth, s.scale, s.shift); }
+    static Part load(const NibbleParts &s) { return load_nibbles<P>(s); }
     static const char *bytes_at(const Row &row, int64_t i) { return reinterpret_cast<const char *>(row.data + i / 2); }
+    static constexpr int64_t ahead(int) { return 0; }
 };
 
-// Sixteen elements of a token as the two halves that W's come in.
+// Sixteen elements of a token in the Parts that W's come in.
 template <class W>
-JANUS_INLINE void halve(const float *from, Part (&halves)[kParts]) {
-    const Part low = load(from), high = load(from + kWidth);
-    halves[0] = low, halves[1] = high;
+JANUS_INLINE void split(const float *from, Part (&parts)[kParts]) {
+    parts[0] = load(from), parts[kParts - 1] = load(from + kLanes - kWidth);
+#if !defined(__AVX512F__)
     if (!W::kPaired) return;
+    const Part low = parts[0], high = parts[1];
     const auto in_order = [](Part both) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(both), 0xd8)); };
-    halves[0] = in_order(_mm256_shuffle_ps(low, high, 0x88)), halves[1] = in_order(_mm256_shuffle_ps(low, high, 0xdd));
+    parts[0] = in_order(_mm256_shuffle_ps(low, high, 0x88)), parts[1] = in_order(_mm256_shuffle_ps(low, high, 0xdd));
+#endif
 }
 
 // A token into its place c of a group of `count`: elements in chunks of so many sixteens; of a chunk first one half
@@ -80,9 +81,9 @@ inline void pack_token(const float *x, int64_t k, int64_t chunk, int count, int 
     const int64_t whole = k / kLanes;
     const auto put = [&](const float *from, int64_t s, int64_t first, int64_t size) {
         float *at = to + (first * kParts * count + (s - first) * count + c) * kWidth;
-        Part halves[kParts];
-        halve<W>(from, halves);
-        for (int p = 0; p < kParts; ++p) store(at + p * size * count * kWidth, halves[p]);
+        Part parts[kParts];
+        split<W>(from, parts);
+        for (int p = 0; p < kParts; ++p) store(at + p * size * count * kWidth, parts[p]);
     };
     if (count == 1)
         for (int64_t s = 0; s < whole; ++s) put(x + s * kLanes, s, s, 1);
@@ -104,36 +105,49 @@ struct Ask {
 };
 
 // Continues the sums [kParts][4][C][kWidth] of four rows by C tokens over elements [i0, i1), whole sixteens. The
-// first pass over `w` is left to the processor's own fetching; `ask` is for those after it.
+// first pass over `w` asks W::ahead(); `ask` is for those after it.
 template <class W, int C>
 JANUS_NOINLINE void panel(const typename W::Row (&w)[4], const float *x, int64_t i0, int64_t i1, bool first, float *sums,
                           Ask &ask, bool again) {
     constexpr int PN = C == 1 ? kParts : 1;
-    const auto half = [&](auto part) {
-        Part acc[4][C][PN];
+    constexpr int64_t kStep = W::kSteps * kLanes, kAtOnce = kLine * 8 / W::kBits;  // elements of a step, of a line
+    const auto half = [&](auto part) JANUS_LAMBDA {
+        // Copies that nothing else can change: registers hold them.
+        const typename W::Row rows[4] = {w[0], w[1], w[2], w[3]};
+        const float *tokens = x + part * (i1 - i0) * C / kParts;
         float *at = sums + part * 4 * C * kWidth;
+        Part acc[4][C][PN];
         const auto each = [&](auto f) {
             unroll<PN>([&](auto p) { unroll<4>([&](auto r) { unroll<C>([&](auto c) { f(r, c, p); }); }); });
         };
         if (first) each([&](auto r, auto c, auto p) { acc[r][c][p] = zero(); });
         else each([&](auto r, auto c, auto p) { acc[r][c][p] = load(at + ((p * 4 + r) * C + c) * kWidth); });
-        int64_t left = again || part ? 4 * ask.lines : 0;
-        for (int64_t i = i0; i < i1; i += W::kSteps * kLanes, x += W::kSteps * PN * C * kWidth) {
-            unroll<4>([&](auto r) {
-                const auto sixteens = W::at(w[r], i);
-                unroll<W::kSteps>([&](auto h) {
-                    unroll<PN>([&](auto p) {
+        const auto step = [&](int64_t i) JANUS_LAMBDA {
+            unroll<4>([&](auto r) JANUS_LAMBDA {
+                const auto sixteens = W::at(rows[r], i);
+                unroll<W::kSteps>([&](auto h) JANUS_LAMBDA {
+                    unroll<PN>([&](auto p) JANUS_LAMBDA {
                         const Part wv = W::template load<h * kParts + part + p>(sixteens);
-                        unroll<C>([&](auto c) { acc[r][c][p] = fma(wv, load(x + ((h * PN + p) * C + c) * kWidth), acc[r][c][p]); });
+                        unroll<C>([&](auto c) JANUS_LAMBDA {
+                            acc[r][c][p] = fma(wv, load(tokens + ((h * PN + p) * C + c) * kWidth), acc[r][c][p]);
+                        });
                     });
                 });
             });
-            if (left > 0) {
-                --left;
-                prefetch_near(ask.at[left & 3]);
-                ask.at[left & 3] += kLine;
+            tokens += W::kSteps * PN * C * kWidth;
+        };
+        int64_t i = i0;
+        if (C > 1 && (again || part))
+            for (const int64_t end = std::min(i1 - kAtOnce, i0 + (ask.lines - 1) * kAtOnce); i <= end;) {
+                unroll<4>([&](auto r) { prefetch_near(ask.at[r]), ask.at[r] += kLine; });
+                for (const int64_t line = i + kAtOnce; i < line; i += kStep) step(i);
             }
-        }
+        else if (constexpr int64_t ahead = C > 1 ? W::ahead(C) : 0; ahead > 0)
+            for (const int64_t end = i1 - kAtOnce; i <= end;) {
+                unroll<4>([&](auto r) { prefetch(W::bytes_at(rows[r], i) + ahead); });
+                for (const int64_t line = i + kAtOnce; i < line; i += kStep) step(i);
+            }
+        for (; i < i1; i += kStep) step(i);
         each([&](auto r, auto c, auto p) { store(at + ((p * 4 + r) * C + c) * kWidth, acc[r][c][p]); });
     };
     half(Size<0>{});
@@ -185,11 +199,14 @@ JANUS_NOINLINE void packed_panel(const float *w, const float *x, int64_t steps, 
 template <class W, int C>
 JANUS_INLINE void finish_panel(const float *sums, float *to, int64_t apart) {
     const auto half = [&](int r, int c) {
-        const float *at = sums + (r * C + c) * kWidth;
-        if (!W::kPaired) return fold(at, at + 4 * C * kWidth);
-        Part even = load(at), odd = load(at + 4 * C * kWidth);
-        interleave(even, odd);
-        return add(even, odd);
+        const float *at = sums + (r * C + c) * kWidth, *second = at + 4 * C * kWidth;
+        if constexpr (W::kPaired) {
+            Part both[kParts] = {load(at), load(second)};
+            order_bf16(both);
+            return add(both[0], both[1]);
+        } else {
+            return fold(at, second);
+        }
     };
     for (int c = 0; c < C; c += 2) {
         Half eight[8];
@@ -201,7 +218,7 @@ JANUS_INLINE void finish_panel(const float *sums, float *to, int64_t apart) {
 }
 
 // out(t, n, values, count): the products of token t with rows n .. n + count of [n0, n1), count up to kBlockRows.
-// row(n): a row of the weights.
+// row(n, room): a row of the weights; `room` of k / 16 floats is for what belongs to it.
 template <class W, class X, class RowOf, class Out>
 void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0, int64_t n1, const Out &out) {
     constexpr int64_t room = 4 * kTokens * kLanes;
@@ -211,14 +228,20 @@ void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0,
     const int64_t chunk = tokens == 1 ? std::max<int64_t>(1, whole / kLanes) : pack ? kManyChunk : kFewChunk;
     float *packed = scratch(4, tokens * padded), *sums = scratch(3, groups * room);
     float *results = scratch(5, tokens * kBlockRows), *wide = scratch(0, 4 * kLanes * kManyChunk);
+    const int64_t beside = k / kLanes + kLineFloats;
+    float *pairs = W::kBits == 4 ? scratch(6, 4 * beside) : nullptr;
     const auto each_group = [&](const auto &f) {
         for (int64_t g = 0; g < groups; ++g) {
             const int64_t t0 = tokens * g / groups, count = tokens * (g + 1) / groups - t0;
             float *mine = sums + g * room;
+            static_assert(kTokens == 3 || kTokens == 6, "a case for each size");
             switch (count) {
                 case 1: f(Size<1>{}, t0, mine); break;
                 case 2: f(Size<2>{}, t0, mine); break;
-                default: f(Size<3>{}, t0, mine); break;
+                case 3: f(Size<3>{}, t0, mine); break;
+                case 4: f(Size<kTokens < 4 ? 1 : 4>{}, t0, mine); break;
+                case 5: f(Size<kTokens < 5 ? 1 : 5>{}, t0, mine); break;
+                default: f(Size<kTokens < 6 ? 1 : 6>{}, t0, mine); break;
             }
         }
     };
@@ -242,7 +265,7 @@ void panels(const X &x, int64_t tokens, int64_t k, const RowOf &row, int64_t n0,
         const int64_t count = std::min(kBlockRows, n1 - n), quarter = (count + 3) / 4;
         for (int64_t i = 0; i < quarter; ++i) {
             typename W::Row rows[4];
-            for (int r = 0; r < 4; ++r) rows[r] = row(n + std::min(r * quarter + i, count - 1));
+            for (int r = 0; r < 4; ++r) rows[r] = row(n + std::min(r * quarter + i, count - 1), pairs + r * beside);
             for (int64_t i0 = 0; i0 < whole; i0 += chunk * kLanes) {
                 const int64_t i1 = std::min(i0 + chunk * kLanes, whole);
                 Ask ask{};
