@@ -61,6 +61,9 @@ def test_what_a_killed_mesh_leaves_goes_when_the_next_one_looks(tiny: Path) -> N
     try:
         family = psutil.Process(mesh.supervisor_pid).children(recursive=True)
         assert len(shared_folder.names(folder)) == 1
+        Load(
+            mesh.grpc, make_requests(1, seed=1), at_once=1
+        ).reference()  # engines that had nothing take theirs along
         os.kill(mesh.supervisor_pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(family, timeout=20)
         assert not alive

@@ -84,11 +84,14 @@ async def test_a_killed_one_says_by_what(server: subprocess.Popen[bytes]) -> Non
     await engine.stop()
 
 
-async def test_one_that_does_not_stop_is_killed(server: subprocess.Popen[bytes]) -> None:
+async def test_one_that_does_not_stop_says_where_it_stands_and_is_killed(
+    server: subprocess.Popen[bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
     engine, _ = await start()
     await engine.send({"t": "sleep"})
     await engine.stop(grace_s=0.2)
     assert await ended(engine.pid)
+    assert "forked_engine.py" in (said := capfd.readouterr().err) and " in run" in said
 
 
 async def test_it_goes_with_its_client_even_when_stopped(server: subprocess.Popen[bytes]) -> None:

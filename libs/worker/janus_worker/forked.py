@@ -90,7 +90,11 @@ class ForkedProcess:
 
     def kill(self) -> None:
         """SIGKILL. Raises ProcessLookupError when it has ended."""
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Raises ProcessLookupError when it has ended."""
+        signal.pidfd_send_signal(self._pidfd, number)
 
     def __del__(self) -> None:
         os.close(self._pidfd)

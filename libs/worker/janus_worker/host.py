@@ -34,6 +34,8 @@ from janus_worker.settings import WorkerSettings
 _LOG = logging.getLogger("janus.worker")
 _LAYOUT_WAIT_S = 10.0
 _FAULT_S = 5.0
+_GRACE_S = 0.5
+"""Calls that are open when a worker ends may take so long."""
 _LAST_STEP_S = 2.5
 """Who has drained, and is told to stop as it leaves the cohort, may finish the step that the others finish with it."""
 S = TypeVar("S", bound=WorkerSettings)
@@ -299,9 +301,11 @@ class WorkerHost(abc.ABC, Generic[S]):
         self._startup.done()
         if self._keeper is not None:
             await self._keeper.close()
-        await server.stop()
-        if self._engine is not None:
-            await self._engine.stop()
+        # Nobody hears the engine any more, and its peers wait for it: it ends beside the calls that are open, of which
+        # a scheduler's lasts as long as it may.
+        await asyncio.gather(
+            server.stop(_GRACE_S), *([self._engine.stop()] if self._engine is not None else [])
+        )
         await coordination.close()
         shutdown_telemetry()
 

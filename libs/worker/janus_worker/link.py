@@ -29,6 +29,9 @@ _HEAD = struct.Struct("<II")
 _MAX_FRAME = 256 << 20
 _PR_SET_PDEATHSIG = 1
 _READ = 1 << 18
+STACK_SIGNAL = signal.SIGUSR1
+"""An engine writes where it stands to its log."""
+_STACK_S = 0.1
 
 
 class ChildGone(ConnectionError):
@@ -230,13 +233,15 @@ class EngineProcess:
         how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
         return f"engine (pid {self.pid}) ended with {how}; its last lines are above"
 
-    async def stop(self, grace_s: float = 3.0) -> None:
-        """Ask it to stop by closing the link, then kill it."""
+    async def stop(self, grace_s: float = 1.5) -> None:
+        """Ask it to stop by closing the link, then kill it; its log says where it stood."""
         self._sock.close()
         try:
             await asyncio.wait_for(self._process.wait(), grace_s)
         except TimeoutError:
-            _LOG.warning("engine pid %d did not stop in %.0f s; killing it", self.pid, grace_s)
+            _LOG.warning("engine pid %d did not stop in %g s; killing it", self.pid, grace_s)
             with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(STACK_SIGNAL)
+                await asyncio.sleep(_STACK_S)
                 self._process.kill()
             await self._process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from janus_runtime.errors import JanusError
 from janus_runtime.logs import setup_logging
 
 from janus_worker.engine import CohortEngine
-from janus_worker.link import ChildGone, ControlLink, engine_link
+from janus_worker.link import STACK_SIGNAL, ChildGone, ControlLink, engine_link
 
 _LOG = logging.getLogger("janus.worker")
 
@@ -29,6 +30,7 @@ def run_engine(build: Callable[[dict[str, Any], ControlLink], CohortEngine]) -> 
     arguments = parser.parse_args()
     options = json.loads(arguments.options)
     setup_logging(options.get("log_level", "info"))
+    faulthandler.register(STACK_SIGNAL, file=2)
     try:
         link = engine_link(arguments.fd, arguments.parent)
         try:
