@@ -98,6 +98,9 @@ inline void pack_token(const float *x, int64_t k, int64_t chunk, int count, int 
     put(tail, whole, whole, 1);
 }
 
+// Lines that a step asks for beside itself: with whole Parts it takes longer and there are fewer passes.
+constexpr int kAsked = kParts == 1 ? 4 : 1;
+
 // What to fetch while a panel is computed: the first `lines` cache lines from each of four places on.
 struct Ask {
     const char *at[4];
@@ -138,9 +141,13 @@ JANUS_NOINLINE void panel(const typename W::Row (&w)[4], const float *x, int64_t
         };
         int64_t i = i0;
         if (C > 1 && (again || part))
-            for (const int64_t end = std::min(i1 - kAtOnce, i0 + (ask.lines - 1) * kAtOnce); i <= end;) {
-                unroll<4>([&](auto r) { prefetch_near(ask.at[r]), ask.at[r] += kLine; });
-                for (const int64_t line = i + kAtOnce; i < line; i += kStep) step(i);
+            for (int64_t left = 4 * ask.lines; left > 0 && i < i1; i += kStep) {
+                unroll<kAsked>([&](auto) {
+                    --left;
+                    prefetch_near(ask.at[left & 3]);
+                    ask.at[left & 3] += kLine;
+                });
+                step(i);
             }
         else if (constexpr int64_t ahead = C > 1 ? W::ahead(C) : 0; ahead > 0)
             for (const int64_t end = i1 - kAtOnce; i <= end;) {
