@@ -137,6 +137,38 @@ def test_a_request_to_send_is_cut_to_what_may_be_asked(parties: list[Party]) -> 
     assert parties[3].exchange.sent[Kind.PROBE, True] == [4, 4 * (128 + 300_000)]
 
 
+def test_nobody_waits_for_what_is_sent_to_measure(
+    parties: list[Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is sent to may look at frames of others alone for the rest of a step: large ones are then never over."""
+
+    class Unseen:
+        def done(self) -> bool:
+            return False
+
+        def check(self) -> None:
+            return None
+
+    cohort_of(parties)
+    asked = parties[3]
+    send, sent = asked.transport.send, []
+
+    def unseen(peer: int, handle: Any) -> Any:
+        if peer == 2:
+            sent.append(peer)
+            return Unseen()
+        return send(peer, handle)
+
+    monkeypatch.setattr(asked.transport, "send", unseen)
+    ask = Header(kind=Kind.PROBE, epoch=7, step=200_000, source=3, lane=CROWD, digest=2, tokens=0)
+    for _ in range(profile.ROUNDS):
+        parties[2].exchange.send([4], ask, parties[2].exchange.allocate())
+    began = time.monotonic()
+    assert asked.inbox.peek(3) is None
+    assert time.monotonic() - began < 0.5, "a second for each that is under way"
+    assert len(sent) == 2 * CROWD
+
+
 def test_a_moment_in_which_something_else_ran_is_not_taken_for_the_link(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

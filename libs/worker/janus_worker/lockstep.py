@@ -32,6 +32,8 @@ from janus_transport.exchange import Exchange, Frame, SendBuffer
 from janus_transport.framing import Header, Kind
 from janus_transport.topology import Topology
 
+_BUFFERS = 2
+"""Answers that may be under way at once to who measures links."""
 CROWD = 4
 """Probes that a neighbour is asked to send at most; no more than there are receives posted."""
 
@@ -179,7 +181,8 @@ class CohortInbox:
         self.on_kv: Callable[[int, Frame], None] | None = None
         """Takes frames that carry KV blocks, of whatever epoch; without it they are dropped."""
         self._names: Callable[[int], str] = str
-        self._echo_buffer: SendBuffer | None = None
+        self._buffers: list[SendBuffer] = []
+        """For answers to who measures."""
 
     def adopt(self, cohort: EngineCohort, peers: Sequence[Peer]) -> None:
         """Speak to ``peers`` under the cohort's epoch from now on."""
@@ -223,8 +226,11 @@ class CohortInbox:
         exchange.pop(peer)
         if not probe.tokens and not probe.digest:
             return
-        buffer = self._echo_buffer = self._echo_buffer or exchange.allocate()
-        exchange.reclaim(buffer)
+        # Never waited for: who is sent to may have no need to look at frames from here for the rest of a step, and
+        # whoever measures does without an answer.
+        buffer = self._free_buffer()
+        if buffer is None:
+            return
         if probe.digest:
             self._crowd(probe, buffer)
         else:
@@ -233,6 +239,17 @@ class CohortInbox:
                 payload_bytes=probe.payload_bytes,
             )  # fmt: skip
             exchange.send([peer], header, buffer)
+
+    def _free_buffer(self) -> SendBuffer | None:
+        """One that nothing is being sent of; None while all are under way."""
+        for buffer in self._buffers:
+            if not buffer.busy():
+                self.exchange.reclaim(buffer)
+                return buffer
+        if len(self._buffers) < _BUFFERS:
+            self._buffers.append(self.exchange.allocate())
+            return self._buffers[-1]
+        return None
 
     def _crowd(self, asked: Header, buffer: SendBuffer) -> None:
         """Send to another node while who asks does so too: do they share an interface?"""
