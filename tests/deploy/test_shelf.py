@@ -43,15 +43,17 @@ def test_streams_of_a_killed_worker_are_not_computed_again(tiny: Path, kept: boo
             load.wait_tokens(400)
             mesh.wait_restarted("attention-0", old)
         assert not list(load.problems())
-        after = stats(mesh, "attention-1")
-        recovered = after.kv_recovered_tokens - before.kv_recovered_tokens
-        resumed = [s for s in load.streams if s.tokens]
-        assert resumed
+        # Who is started again may have some of its streams back, by its own counters, which begin anew.
+        after = [stats(mesh, name) for name in ("attention-0", "attention-1")]
+        recovered = sum(each.kv_recovered_tokens for each in after) - before.kv_recovered_tokens
+        assert [s for s in load.streams if s.tokens]
         if kept:
             # Four streams of 50 tokens and more each.
-            assert recovered > 100 and after.kv_kept_tokens > recovered and after.kv_shelf_seconds > 0
+            assert recovered > 100
+            assert sum(each.kv_kept_tokens for each in after) > recovered
+            assert after[1].kv_shelf_seconds > 0
         else:
-            assert recovered == after.kv_kept_tokens == 0
+            assert recovered == sum(each.kv_kept_tokens for each in after) == 0
     assert not folder.exists()
 
 
