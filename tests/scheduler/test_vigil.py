@@ -26,14 +26,17 @@ async def relay(port: int) -> AsyncIterator[tuple[str, list[asyncio.StreamWriter
     cuts: list[asyncio.StreamWriter] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(4096):
-                writer.write(data)
-        writer.close()
+        try:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(4096):
+                    writer.write(data)
+        finally:
+            writer.close()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        cuts.append(writer)
         there, back = await asyncio.open_connection("127.0.0.1", port)
-        cuts.extend((writer, back))
+        cuts.append(back)
         await asyncio.gather(pump(reader, back), pump(there, writer))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
@@ -171,26 +174,35 @@ class Frozen:
 
     async def __aenter__(self) -> Frozen:
         self._port = 0
+        self._writers: list[asyncio.StreamWriter] = []
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         self._server.close()
+        for writer in self._writers:
+            writer.close()
 
     def wake(self, port: int) -> None:
         """From now on it is the server at ``port``."""
         self._port = port
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while not self._port:
+        self._writers.append(writer)
+        while not (self._port or writer.is_closing()):
             await asyncio.sleep(0.02)
+        if writer.is_closing():
+            return
         there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers.append(back)
 
         async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(OSError):
-                while data := await source.read(4096):
-                    target.write(data)
-            target.close()
+            try:
+                with contextlib.suppress(OSError):
+                    while data := await source.read(4096):
+                        target.write(data)
+            finally:
+                target.close()
 
         await asyncio.gather(pump(reader, back), pump(there, writer))
